@@ -1,0 +1,1 @@
+"""Backbones: the networks that see the past, one file for each published system."""

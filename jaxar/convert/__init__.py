@@ -1,0 +1,1 @@
+"""Conversion of released weights: an engine and one table for each family of checkpoints."""

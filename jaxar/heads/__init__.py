@@ -1,0 +1,1 @@
+"""Heads: what a backbone is asked about the next entity, in training and in sampling."""

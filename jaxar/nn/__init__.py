@@ -1,0 +1,1 @@
+"""Layers that any network of the project can use, and the only place that knows Flax well."""

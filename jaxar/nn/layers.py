@@ -1,0 +1,166 @@
+"""Linear maps, norms, embeddings, the gated MLP, adaptive modulation and dropout.
+
+Parameters are float32. Every layer computes in the dtype of its input, norms in float32.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.nn.module import Module, Param
+from jaxar.typing import Array, Float
+
+Shape = int | tuple[int, ...]
+
+
+def xavier_uniform(key: Array, inputs: int, outputs: int) -> Array:
+    """Returns an (inputs, outputs) matrix, uniform within sqrt(6 / (inputs + outputs))."""
+    bound = math.sqrt(6 / (inputs + outputs))
+    return jax.random.uniform(key, (inputs, outputs), minval=-bound, maxval=bound)
+
+
+class Linear(Module):
+    """A linear map from the last axes of its input to new ones: y = x kernel + bias.
+
+    `inputs` and `outputs` are one size or several, so that heads, for instance, are an axis of
+    the kernel that can be sharded. The initial law sees the flattened sizes.
+    """
+
+    def __init__(
+        self, inputs: Shape, outputs: Shape, *, key: Array, init: Callable = xavier_uniform
+    ):
+        """Draws the kernel by `init(key, inputs, outputs)`; the bias starts at zero."""
+        self.inputs, self.outputs = _axes(inputs), _axes(outputs)
+        kernel = init(key, math.prod(self.inputs), math.prod(self.outputs))
+        self.kernel = Param(kernel.reshape(self.inputs + self.outputs))
+        self.bias = Param(jnp.zeros(self.outputs))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Returns (..., *outputs) for x of shape (..., *inputs)."""
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel, axes=len(self.inputs))
+        return y + self.bias[...].astype(x.dtype)
+
+
+class Table(Module):
+    """Learned vectors, drawn from N(0, std^2): classes, positions."""
+
+    def __init__(self, size: int, width: int, *, key: Array, std: float = 0.02):
+        """Draws `size` vectors of `width`."""
+        self.table = Param(std * jax.random.normal(key, (size, width)))
+
+    def __call__(self, index: Array | np.ndarray) -> Float[Array, "..."]:
+        """Returns the vectors at `index`, which the caller has checked to be in range."""
+        return self.table[...][index]
+
+
+def rms_norm(x: Float[Array, "..."], epsilon: float = 1e-6) -> Float[Array, "..."]:
+    """Returns x / sqrt(mean(x^2) + epsilon) over the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + epsilon)
+    return y.astype(x.dtype)
+
+
+class RMSNorm(Module):
+    """RMS norm with a learned scale; the form without one is the function `rms_norm`."""
+
+    def __init__(self, width: int):
+        """Starts the scale at one."""
+        self.scale = Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Returns the normalised input times the scale."""
+        return rms_norm(x) * self.scale[...].astype(x.dtype)
+
+
+class GatedMLP(Module):
+    """down(gelu(gate(x)) up(x)).
+
+    The paper calls it SwiGLU; the released code passes GELU as the activation, so GELU it is.
+    Source: OliverRensu/xAR models/xar.py `Block`, timm `SwiGLU`.
+    """
+
+    def __init__(self, width: int, hidden: int, *, key: Array):
+        """Makes three maps; `hidden` is the inner width."""
+        gate, up, down = jax.random.split(key, 3)
+        self.gate = Linear(width, hidden, key=gate)
+        self.up = Linear(width, hidden, key=up)
+        self.down = Linear(hidden, width, key=down)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], rate: float = 0.0, key: Array | None = None
+    ) -> Float[Array, "b n d"]:
+        """Returns the MLP's output, with dropout inside and after it where a key is given."""
+        inner, outer = split_or_none(key, 2)
+        hidden = jax.nn.gelu(self.gate(x), approximate=False) * self.up(x)
+        return dropout(self.down(dropout(hidden, rate, inner)), rate, outer)
+
+
+class TimeEmbedding(Module):
+    """Sinusoids of the scaled time, then a two-layer MLP.
+
+    Source: OliverRensu/xAR models/xar.py `TimestepEmbedder`, after DiT and GLIDE.
+    """
+
+    features = 256
+
+    def __init__(self, width: int, *, scale: float, truncate: bool, key: Array):
+        """Multiplies times by `scale`; `truncate` cuts that to an integer, as xAR's release."""
+        first, second = jax.random.split(key)
+        self.scale, self.truncate = scale, truncate
+        self.first = Linear(self.features, width, key=first)
+        self.second = Linear(width, width, key=second)
+
+    def __call__(self, t: Float[Array, "..."]) -> Float[Array, "... d"]:
+        """Returns float32 vectors for times in [0, 1]."""
+        t = t.astype(jnp.float32) * self.scale
+        if self.truncate:
+            t = jnp.trunc(t)
+        return self.second(jax.nn.silu(self.first(sinusoids(t, self.features))))
+
+
+def sinusoids(t: Float[Array, "..."], features: int, period: float = 1e4) -> Float[Array, "... f"]:
+    """Returns cosines, then sines, of t at frequencies falling from 1 to nearly 1 / period."""
+    half = features // 2
+    frequency = jnp.exp(-math.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = t[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def per_segment(
+    function: Callable[..., Array],
+    x: Float[Array, "b n d"],
+    vectors: Sequence[Float[Array, "b g d"]],
+    sizes: tuple[int, ...],
+) -> Float[Array, "b n d"]:
+    """Returns function(x, *vectors) where token n gets the vectors of its segment g.
+
+    Segments of one size are an axis of their own, so that the vectors are never laid out for each
+    token; only unequal segments repeat them.
+    """
+    b, n, d = x.shape
+    if len(set(sizes)) == 1:
+        y = function(x.reshape(b, len(sizes), -1, d), *(v[:, :, None] for v in vectors))
+        return y.reshape(b, n, d)
+    repeats = np.asarray(sizes)
+    return function(x, *(jnp.repeat(v, repeats, 1, total_repeat_length=n) for v in vectors))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Returns x with each value zeroed with probability `rate`, the rest scaled up; x if no key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def split_or_none(key: Array | None, count: int) -> Sequence[Array | None]:
+    """Returns `count` keys, or `count` times None where there is no key."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def _axes(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)

@@ -1,0 +1,48 @@
+"""Flax modules as pure functions of parameter trees.
+
+Modules are defined with `flax.nnx`; everywhere else parameters are nested dicts of arrays and only
+JAX's own transforms are used. If Flax changes, this file changes and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from jaxar.tree import differences
+from jaxar.typing import Array, Params
+
+Module = nnx.Module
+Param = nnx.Param
+M = TypeVar("M", bound=nnx.Module)
+
+
+def params_of(module: nnx.Module) -> Params:
+    """Returns the nested dict of arrays (or of their shapes) that a module holds."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def bind(template: M, params: Params) -> M:
+    """Returns the module of `template`, which may hold shapes only, with these parameters.
+
+    Raises:
+      ValueError: the tree or a shape differs. `nnx.merge` takes leaves in order and would be
+        silent.
+    """
+    problems = differences(params, params_of(template))
+    if problems:
+        raise ValueError("These parameters are not of this module: " + "; ".join(problems))
+    return nnx.merge(nnx.graphdef(template), params)
+
+
+def stack(make: Callable[[Array], M], depth: int, key: Array) -> M:
+    """Returns one module whose arrays carry a leading layer axis, made by `make(key)`."""
+    return jax.vmap(make)(jax.random.split(key, depth))
+
+
+def scan(body: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, *, remat: bool = False):
+    """Returns `lax.scan(body, carry, xs)`; with remat, inner values are computed anew backwards."""
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, carry, xs)

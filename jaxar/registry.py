@@ -1,0 +1,121 @@
+"""Names of parts in configs, and the constructors they stand for.
+
+The only file that sees every part. `build(kind, spec)` makes one part; `build_system(config)` makes
+the whole. Adding a part means adding one row.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxar import plan
+from jaxar.backbones.xar import XAR
+from jaxar.config import ConfigError
+from jaxar.data import folder, glyphs, latents, source, tfds
+from jaxar.flow import path, time
+from jaxar.flow.guidance import Guidance
+from jaxar.heads.flow import FlowHead
+from jaxar.system import Settings, System
+from jaxar.tokenizers.moments import Moments
+from jaxar.tokenizers.patch import Patch
+
+PARTS: dict[str, dict[str, Callable[..., Any]]] = {
+    "data": {
+        "digits": source.Digits,
+        "folder": folder.ImageFolder,
+        "glyphs": glyphs.Glyphs,
+        "latent_folder": latents.LatentFolder,
+        "latent_records": latents.LatentRecords,
+        "tfds": tfds.Tfds,
+    },
+    "tokenizer": {"patch": Patch, "moments": Moments},
+    "plan": {
+        "token": plan.token,
+        "cell": plan.cell,
+        "subsample": plan.subsample,
+        "scale": plan.scale,
+        "image": plan.image,
+    },
+    "model": {"xar": XAR},
+    "path": {"linear": path.Linear, "cosine": path.Cosine},
+    "time": {"uniform": time.Uniform, "logit_normal": time.LogitNormal, "shifted": time.Shifted},
+}
+
+
+def build(kind: str, spec: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+    """Returns the part that a spec names, e.g. {"name": "cell", "height": 8, "width": 8}.
+
+    Args:
+      kind: Row of `PARTS`, named in errors.
+      spec: "name" and keyword arguments of its constructor.
+      *args: Further arguments, given by the program.
+      **more: Further keyword arguments, given by the program.
+
+    Raises:
+      ConfigError: unknown name, or an argument the constructor does not take or lacks.
+    """
+    arguments = dict(spec)
+    name = arguments.pop("name", None)
+    table = PARTS[kind]
+    if name not in table:
+        raise ConfigError(f"config.{kind} has no choice {name!r}: choose one of {sorted(table)}.")
+    signature = inspect.signature(table[name])
+    try:
+        signature.bind(*args, **arguments, **more)
+    except TypeError as error:
+        allowed = [p for p in list(signature.parameters)[len(args) :] if p not in more]
+        raise ConfigError(
+            f"config.{kind} = {name!r} does not fit: {error}; its arguments are {allowed}."
+        ) from None
+    try:
+        return table[name](*args, **arguments, **more)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.{kind}: {error}") from error
+
+
+def build_system(config: Any) -> System:
+    """Returns the system of a config, without parameters, data or devices."""
+    shape = tuple(config.data_shape)
+    tokenizer = build("tokenizer", config.tokenizer)
+    try:
+        grid, channels = tokenizer.latents(shape)
+    except ValueError as error:
+        raise ConfigError(f"config.tokenizer: {error}") from error
+    entities = build("plan", config.plan, grid)
+    make = functools.partial(_make, config.model, entities, channels, config.num_classes)
+    return System(
+        tokenizer=tokenizer,
+        plan=entities,
+        backbone=jax.eval_shape(make, jax.random.key(0)),
+        make=make,
+        head=FlowHead(
+            path=build("path", config.flow.path),
+            time=build("time", config.flow.time),
+            context=config.context,
+        ),
+        num_classes=config.num_classes,
+        label_dropout=config.label_dropout,
+        shape=shape,
+    )
+
+
+def build_settings(config: Any, **changes: Any) -> Settings:
+    """Returns the sampling settings of a config; `changes` replace fields of `config.sample`."""
+    given = {**config.sample, **{k: v for k, v in changes.items() if v is not None}}
+    return Settings(
+        solver=given["solver"],
+        steps=given["steps"],
+        shift=given["shift"],
+        guidance=Guidance(given["schedule"], given["low"], given["high"]),
+        guided=given["guidance"] != 1,
+        dtype=given["dtype"],
+    )
+
+
+def _make(model: Any, entities: plan.Plan, channels: int, classes: int, key: jax.Array) -> Any:
+    return build("model", model, entities, channels, classes, key=key)

@@ -1,0 +1,1 @@
+"""Samplers: the walks over a plan."""

@@ -1,0 +1,1 @@
+"""Tokenizers: from what a data set holds to a grid of latents, and back."""

@@ -1,0 +1,22 @@
+"""What every tokenizer offers."""
+
+from typing import Protocol
+
+from jaxar.plan import Grid
+from jaxar.typing import Array, Float
+
+
+class Tokenizer(Protocol):
+    """From the data of a source to a grid of latents, and back."""
+
+    def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
+        """Returns the grid and the channels of the latents of data of `shape` = (h, w, c)."""
+        ...
+
+    def encode(self, data: Float[Array, "b h w c"], key: Array) -> Float[Array, "b h2 w2 c2"]:
+        """Returns latents of about unit variance; `key` is for tokenizers that sample."""
+        ...
+
+    def decode(self, latents: Float[Array, "b h2 w2 c2"]) -> Float[Array, "b h w c"]:
+        """Returns the data that the latents stand for."""
+        ...

@@ -1,0 +1,44 @@
+"""Cached moments of a variational autoencoder: training without pixels."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxar.plan import Grid
+from jaxar.typing import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Draws latents from stored Gaussians, anew each time a record is read.
+
+    Data hold mean and log-variance along the channels. The log-variance is clipped to [-30, 20].
+    Source: LTH14/mar models/vae.py `DiagonalGaussianDistribution`, engine_mar.py.
+
+    Attributes:
+      scale: Factor that brings latents to unit variance: 0.2325 for MAR's KL-16 autoencoder.
+    """
+
+    scale: float = 0.2325
+
+    def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
+        """Returns the grid and half the channels.
+
+        Raises:
+          ValueError: the number of channels is odd.
+        """
+        h, w, c = shape
+        if c % 2:
+            raise ValueError(f"Moments need an even number of channels, not {c}.")
+        return (h, w), c // 2
+
+    def encode(self, data: Float[Array, "b h w c"], key: Array) -> Float[Array, "b h w c2"]:
+        """Returns (mean + standard deviation x noise) x scale."""
+        mean, log_variance = jnp.split(data, 2, -1)
+        deviation = jnp.exp(0.5 * jnp.clip(log_variance, -30, 20))
+        return (mean + deviation * jax.random.normal(key, mean.shape)) * self.scale
+
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns latents as the autoencoder's decoder takes them: divided by the scale."""
+        return latents / self.scale

@@ -1,0 +1,1 @@
+"""Training: state, optimiser, the one jitted step and the loop around it."""

@@ -1,0 +1,48 @@
+"""Nested dicts of arrays by path: "encoder/blocks/mlp/up/kernel"."""
+
+from typing import Any
+
+import jax
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree under their paths, in the tree's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nest(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Returns the nested dict of leaves given by path: the inverse of `paths`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def differences(given: Any, wanted: Any, *, dtypes: bool = False) -> list[str]:
+    """Returns a line for each missing, unexpected or misshapen leaf of `given`; none if it fits.
+
+    Args:
+      given: Tree of arrays or of their shapes.
+      wanted: The same.
+      dtypes: Whether dtypes must agree too.
+    """
+    have, want = paths(given), paths(wanted)
+    lines = [f"{path} is missing" for path in want if path not in have]
+    lines += [f"{path} is unexpected" for path in have if path not in want]
+    for path in (path for path in want if path in have):
+        a, b = have[path], want[path]
+        if tuple(a.shape) != tuple(b.shape):
+            lines.append(f"{path} has shape {tuple(a.shape)} instead of {tuple(b.shape)}")
+        elif dtypes and a.dtype != b.dtype:
+            lines.append(f"{path} has dtype {a.dtype} instead of {b.dtype}")
+    return lines
+
+
+def count(tree: Any) -> int:
+    """Returns how many numbers a tree of arrays or shapes holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,134 @@
+"""xAR against the released PyTorch code: prediction, loss, gradients and both samplers.
+
+Reads every size from the files; `JAXAR_GOLDENS` names another folder of cases.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxar import plan
+from jaxar.backbones.xar import XAR
+from jaxar.convert import xar as table
+from jaxar.flow.path import Linear
+from jaxar.flow.time import LogitNormal
+from jaxar.heads.flow import FlowHead
+from jaxar.nn.module import bind, params_of
+from jaxar.system import Settings, System
+from jaxar.tokenizers.moments import Moments
+from jaxar.tree import paths
+from tests.parity.cases import cases, state_dict
+
+pytestmark = pytest.mark.parity
+
+CELLS = 2  # the released code fixes 2 x 2 cells; their size follows from the latents
+
+
+def channels_last(x):
+    return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+@pytest.fixture(scope="module", params=cases("xar"), ids=lambda path: path.stem)
+def setting(request):
+    """A case, its system and its parameters, made once for all tests of the case."""
+    case = np.load(request.param)
+    state = state_dict(case)
+    latents = channels_last(case["train/latents"])
+    _, h, w, c = latents.shape
+    cells = plan.cell((h, w), height=h // CELLS, width=w // CELLS)
+    depth = int(case["config/depth_each"])
+    classes = state["class_emb.weight"].shape[0] - 1
+    make = functools.partial(
+        _xar, cells, c, classes, int(case["config/width"]), depth, int(case["config/heads"])
+    )
+    template = jax.eval_shape(make, jax.random.key(0))
+    head = FlowHead(Linear(), LogitNormal())
+    system = System(Moments(1.0), cells, template, make, head, classes, 0.0, (h, w, 2 * c))
+    params = jax.tree.map(jnp.asarray, table.from_state_dict(state, params_of(template)))
+    return case, system, params
+
+
+def _xar(cells, channels, classes, width, depth, heads, key):
+    return XAR(cells, channels, classes, width=width, depth=(depth, depth), heads=heads, key=key)
+
+
+def drawn(case, system):
+    """Returns tokens, labels, times and noise of the training case in our layout."""
+    tokens = system.plan.cut(channels_last(case["train/latents"]))
+    noise = np.moveaxis(case["train/noise"], 0, 1).reshape(tokens.shape)
+    labels = jnp.asarray(case["train/labels"])
+    return tokens, labels, jnp.asarray(case["train/t"].T), jnp.asarray(noise)
+
+
+def test_prediction(setting):
+    case, system, params = setting
+    tokens, labels, times, noise = drawn(case, system)
+    inputs, _ = system.head.prepare(system.plan, tokens, times, noise)
+
+    @jax.jit
+    def predict(params):
+        model = bind(system.backbone, params)
+        return model(inputs.tokens, inputs.times, labels, inputs.layout)[0]
+
+    np.testing.assert_allclose(predict(params), case["train/prediction"], rtol=1e-3, atol=2e-4)
+
+
+def test_loss_and_gradients(setting):
+    case, system, params = setting
+    loss, gradients = jax.jit(jax.value_and_grad(system.loss_of))(params, *drawn(case, system))
+    np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
+
+    norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(norm, case["train/grad_norm"], rtol=1e-3)
+
+    leaves = paths(gradients)
+    sums = json.loads(str(case["train/grad_abs_sum_json"]))
+    seen = 0
+    for key, array in by_key(leaves, sums):
+        # The bias of the keys moves all logits of a query alike: its gradient is zero, and what
+        # is found there is rounding, in both implementations.
+        floor = 1e-4 if "bias" in key else 1e-6
+        np.testing.assert_allclose(np.abs(array).sum(), sums[key], rtol=1e-3, atol=floor)
+        seen += 1
+        if f"train/grad/{key}" in case:
+            whole = case[f"train/grad/{key}"]
+            given = array.T if whole.ndim == 2 else array
+            scale = np.abs(whole).max()
+            np.testing.assert_allclose(
+                given.reshape(whole.shape), whole, rtol=1e-3, atol=1e-3 * scale
+            )
+    assert seen == len(sums)
+
+
+def by_key(leaves, sums):
+    """Yields (key of the release, our gradient), layers taken apart."""
+    for row in table.ROWS:
+        leaf = np.asarray(leaves[row.ours])
+        if "{i}" not in row.theirs:
+            yield row.theirs, leaf
+            continue
+        for i, layer in enumerate(leaf):
+            yield row.theirs.replace("{i}", str(i)), layer
+
+
+@pytest.mark.parametrize("solver", ["euler", "euler_maruyama"])
+def test_sampling(setting, solver):
+    case, system, params = setting
+    draws = jnp.asarray(case[f"sample/{solver}/noise"])
+    per_entity = draws.shape[0] // system.plan.entities
+    labels = jnp.asarray(case["sample/labels"])
+
+    def noise(entity, draw, shape):
+        return draws[entity * per_entity + draw]
+
+    with jax.enable_x64(True):
+        settings = Settings(solver, int(case["sample/num_steps"]), dtype="float64")
+        keys = jax.random.split(jax.random.key(0), len(labels))
+        sample = jax.jit(functools.partial(system.sample, settings=settings, noise=noise))
+        out = sample(params, keys, labels, float(case["sample/cfg"]))
+    expected = np.moveaxis(case[f"sample/{solver}/latents"], 1, -1)
+    np.testing.assert_allclose(np.asarray(out), expected, rtol=1e-3, atol=2e-3)
