@@ -67,7 +67,7 @@ class Settings:
         return SOLVERS[self.solver].grid(self.steps, self.shift)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class System:
     """Parts of a generative model and the functions they make together.
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from jaxar.plan import Grid
 from jaxar.typing import Array, Float
 
@@ -40,7 +42,8 @@ class Patch:
         return x.swapaxes(2, 3).reshape(b, rows, columns, channels)
 
     def decode(self, latents: Float[Array, "b h2 w2 c2"]) -> Float[Array, "b h w c"]:
-        """Returns the image made of the patches."""
+        """Returns the image made of the patches, clipped to [-1, 1]."""
         b, rows, columns, channels = latents.shape
         x = latents.reshape(b, rows, columns, self.height, self.width, -1).swapaxes(2, 3)
-        return x.reshape(b, rows * self.height, columns * self.width, -1)
+        image = x.reshape(b, rows * self.height, columns * self.width, -1)
+        return jnp.clip(image, -1, 1)

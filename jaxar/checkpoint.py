@@ -1,0 +1,102 @@
+"""Checkpoints: orbax behind one small class.
+
+A checkpoint holds the whole `TrainState` and a record of what made it. It is written in the
+background and becomes visible whole or not at all.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxar import tree
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one working directory, by step."""
+
+    def __init__(self, workdir: str | Path, *, keep: int = 1, keep_every: int = 0):
+        """Opens the folder.
+
+        Args:
+          workdir: Directory of the run.
+          keep: How many of the newest checkpoints stay.
+          keep_every: Steps whose checkpoints stay for ever: multiples of this; 0 for none.
+        """
+        self.folder = Path(workdir).absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """Returns the step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Returns the steps there are, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Starts to write a checkpoint; nothing happens if the step is there already.
+
+        Args:
+          step: Steps taken.
+          state: Tree of arrays.
+          record: Small JSON-like values to find again at `record`.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        )
+        self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Returns when everything is written; raises if writing failed."""
+        self._manager.wait_until_finished()
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns what `save` was given beside the state."""
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).record
+
+    def restore(self, step: int, shapes: Any) -> Any:
+        """Returns the state of a step.
+
+        Args:
+          step: One of `steps()`.
+          shapes: Tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, and where.
+
+        Raises:
+          ValueError: the stored tree, a shape or a dtype differs; lists every difference. Orbax
+            would cast dtypes without a word.
+        """
+        stored = self._manager.item_metadata(step).state
+        problems = tree.differences(stored, shapes, dtypes=True)
+        if problems:
+            raise ValueError(
+                f"Checkpoint {step} in {self.folder} is of another model:\n  "
+                + "\n  ".join(problems)
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        return self._manager.restore(step, args=args).state
+
+    def close(self) -> None:
+        """Waits for what is being written and frees the folder."""
+        self._manager.close()
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Returns the shapes with their shardings, as `Checkpoints.restore` takes them."""
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+        shapes,
+        shardings,
+    )

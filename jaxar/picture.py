@@ -1,0 +1,92 @@
+"""Pictures for people: PIL images, labelled grids and curves. Nothing here is needed to compute."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Returns uint8 pixels for floats in [-1, 1]: round(255 (x + 1) / 2), clipped."""
+    pixels = (np.asarray(images, np.float32) + 1) * 127.5
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
+
+def to_pil(images: np.ndarray) -> "list[Image.Image]":
+    """Returns a PIL image for each of (b, h, w, c) floats in [-1, 1].
+
+    Raises:
+      ValueError: c is neither 1 (grey) nor 3 (red, green, blue).
+    """
+    from PIL import Image
+
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"Pictures need shape (b, h, w, 1) or (b, h, w, 3), not {images.shape}; "
+            "latents must be decoded first."
+        )
+    pixels = to_uint8(images)
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def grid(
+    images: np.ndarray,
+    *,
+    columns: int,
+    rows: Sequence[str] = (),
+    gap: int = 2,
+    zoom: int | None = None,
+) -> "Image.Image":
+    """Returns one picture of (b, h, w, c) images in [-1, 1], with gaps between the tiles.
+
+    Args:
+      images: In reading order.
+      columns: Tiles in a row.
+      rows: Names written to the left of the rows.
+      gap: Pixels between tiles before zooming.
+      zoom: Whole factor of enlargement; by default tiles become about 64 pixels high.
+    """
+    from PIL import Image, ImageDraw
+
+    tiles = to_pil(images)
+    width, height = tiles[0].size
+    zoom = zoom or max(1, round(64 / height))
+    lines = -(-len(tiles) // columns)
+    left = 28 if rows else 0
+    step_x, step_y = (width + gap) * zoom, (height + gap) * zoom
+    size = (left + columns * step_x + gap * zoom, lines * step_y + gap * zoom)
+    sheet = Image.new("RGB", size, (90, 90, 90))
+    pen = ImageDraw.Draw(sheet)
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        corner = (left + gap * zoom + column * step_x, gap * zoom + row * step_y)
+        sheet.paste(
+            tile.convert("RGB").resize((width * zoom, height * zoom), Image.Resampling.NEAREST),
+            corner,
+        )
+    for row, name in enumerate(rows[:lines]):
+        middle = gap * zoom + row * step_y + height * zoom // 2
+        pen.text((left // 2 + 2, middle), name, fill=(255, 255, 255), anchor="mm")
+    return sheet
+
+
+def curve(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Writes the training loss over the steps as a PNG.
+
+    Args:
+      history: Records with "step" and "loss".
+      path: File to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([r["step"] for r in history], [r["loss"] for r in history], linewidth=1.2)
+    axes.set(xlabel="step", ylabel="training loss (mean squared error of the velocity)")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
