@@ -15,14 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import checkpoint, config as configs, picture, registry, sharding, tree
+from jaxar import checkpoint, picture, registry, sharding, tree
+from jaxar import config as configs
 from jaxar.config import ConfigError
 from jaxar.data import loader
+from jaxar.keys import LARGEST_SEED, key_for
 from jaxar.metrics.recognition import recognition
 from jaxar.system import Settings, System
 from jaxar.train.loop import fit
 from jaxar.train.optim import make_optimizer
-from jaxar.train.progress import read_history, say
+from jaxar.train.progress import read_history, replace_text, say
 from jaxar.train.state import init_state
 from jaxar.typing import Params
 
@@ -85,6 +87,8 @@ class Model:
             raise ValueError(f"guidance must be a number of 1 or more, not {weight}.")
         if first < 0:
             raise ValueError(f"first must be 0 or more, not {first}.")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(f"seed must lie in [0, {LARGEST_SEED}], not {seed}.")
         filled = -len(labels) % sharding.batch_parts(self.mesh)
         padded = np.pad(labels, (0, filled))
         place = sharding.batch_sharding(self.mesh)
@@ -105,13 +109,12 @@ class Model:
         return array.astype(np.int32)
 
 
-
 @functools.lru_cache(maxsize=64)
 def _sampler(system: System, settings: Settings) -> Any:
     """Returns the jitted sampler; one object for each setting, so that JAX finds it compiled."""
 
     def run(params, seed, numbers, labels, guidance):
-        key = jax.random.key(seed)
+        key = key_for("sample", seed)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         return system.sample(params, keys, labels, guidance, settings)
 
@@ -119,7 +122,12 @@ def _sampler(system: System, settings: Settings) -> Any:
 
 
 def load(
-    name: str, *, workdir: str | Path | None = None, step: int | None = None, ema: bool = True
+    name: str,
+    *,
+    workdir: str | Path | None = None,
+    step: int | None = None,
+    ema: bool = True,
+    overrides: Sequence[str] = (),
 ) -> Model:
     """Returns a trained model.
 
@@ -128,6 +136,7 @@ def load(
       workdir: Directory of its run; "runs/<name>" by default.
       step: Checkpoint to load; the newest by default.
       ema: Whether to take the averaged parameters.
+      overrides: Fields of its config to set, e.g. "sample.steps=10"; see `MAY_CHANGE`.
 
     Raises:
       ConfigError: there is no such run or checkpoint, or it is of another config.
@@ -139,9 +148,11 @@ def load(
             f"There is no trained {name} in {folder}: train it with "
             f"`python -m jaxar.main --config={name} --workdir={folder}`."
         )
-    config = configs.from_json(path.read_text())
-    if config.name != name:
-        raise ConfigError(f"{folder} holds a run of {config.name!r}, not of {name!r}.")
+    saved = configs.from_json(path.read_text())
+    if saved.name != name:
+        raise ConfigError(f"{folder} holds a run of {saved.name!r}, not of {name!r}.")
+    config = configs.override(saved, overrides)
+    _require_same_run(config, saved, folder)
     return _restore(config, folder, step=step, ema=ema)
 
 
@@ -153,28 +164,35 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     Raises:
       ConfigError: a setting cannot work, or `workdir` holds another run.
     """
-    plan = prepare(config)
+    ready = prepare(config)
     folder = Path(workdir) if workdir else default_workdir(config.name)
     source = open_source(config)
+    if config.evaluation.name != "none":
+        open_source(config, split="held_out")  # what the end of the run needs is found missing now
     _remember(config, folder)
-    say("data", f"{config.data.name}, {len(source):,} examples of "
-        f"{'x'.join(map(str, source.shape))} in {source.num_classes} classes")
-    say("devices", describe(plan.mesh))
+    passes = config.steps * config.batch_size / len(source)
+    say(
+        "data",
+        f"{config.data.name}, {len(source):,} examples of {'x'.join(map(str, source.shape))} in "
+        f"{source.num_classes} classes; {config.steps:,} steps read each {passes:.1f} times",
+    )
+    say("devices", describe(ready.mesh))
 
     def preview(params, step):
-        draw(Model(config, plan.system, params, plan.mesh, step), folder / f"samples_{step:07}.png")
+        model = Model(config, ready.system, params, ready.mesh, step)
+        draw(model, folder / f"samples_{step:07}.png")
+        picture.curve(read_history(folder), folder / CURVE)
 
-    state = fit(plan.system, source, config, folder, plan.mesh, preview)
-    model = Model(config, plan.system, state.ema, plan.mesh, config.steps)
+    state = fit(ready.system, source, config, folder, ready.mesh, preview)
+    model = Model(config, ready.system, state.ema, ready.mesh, int(state.step))
     draw(model, folder / SAMPLES)
     picture.curve(read_history(folder), folder / CURVE)
     say("curve", str(folder / CURVE))
+    _write_result(model, folder, {})
     return model
 
 
-def draw(
-    model: Model, path: Path, *, labels: Sequence[int] | None = None, seed: int = 0
-) -> None:
+def draw(model: Model, path: Path, *, labels: Sequence[int] | None = None, seed: int = 0) -> None:
     """Writes a grid of samples with a class a row, or one row of the given labels.
 
     The noise is the same for every call with one seed, so grids of a run can be compared. Latents,
@@ -208,10 +226,10 @@ def evaluate(model: Model, *, workdir: str | Path | None = None) -> dict[str, An
     """
     config = model.config
     folder = Path(workdir) if workdir else default_workdir(config.name)
-    if config.evaluation.name != "recognition":
+    if config.evaluation.name == "none":
         raise ConfigError(
-            "config.evaluation is 'none': the only evaluation yet is "
-            "'recognition(per_class=100)', for small labelled data sets."
+            "config.evaluation is 'none': small labelled data sets can be judged with "
+            "--config.evaluation='recognition(per_class=100)'."
         )
     began, classes = time.monotonic(), model.system.num_classes
     labels = np.tile(np.arange(classes), config.evaluation.per_class)
@@ -228,22 +246,19 @@ def evaluate(model: Model, *, workdir: str | Path | None = None) -> dict[str, An
         train=loader.whole(open_source(config)),
         held_out=loader.whole(open_source(config, split="held_out")),
     )
-    result = {
-        "config": config.name,
-        "step": model.step,
-        "parameters": tree.count(model.params),
+    say(
+        "result",
+        f"{figures['recognised']:.1%} of {len(labels):,} samples are recognised as their class "
+        f"(held-out real digits: {figures['recognised_held_out_real']:.1%}); "
+        f"distance to training data {figures['distance_to_train']:.2f} "
+        f"(between training data: {figures['distance_train_to_train']:.2f})",
+    )
+    protocol = {
         "weights": "exponential moving average",
         "sampling": {**config.sample, "seed": config.seed + 1},
         "seconds": round(time.monotonic() - began, 1),
-        **figures,
     }
-    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
-    say("result", f"{figures['recognised']:.1%} of {len(labels):,} samples are recognised as their "
-        f"class (held-out real digits: {figures['recognised_held_out_real']:.1%}); "
-        f"distance to training data {figures['distance_to_train']:.2f} "
-        f"(between training data: {figures['distance_train_to_train']:.2f})")
-    say("written", str(folder / RESULT))
-    return result
+    return _write_result(model, folder, {**protocol, **figures})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +276,9 @@ def prepare(config: Any) -> Prepared:
       ConfigError: one sentence on the first setting that cannot work.
     """
     configs.check(config)
+    if jax.process_count() > 1:
+        raise ConfigError("jaxar runs in one process for now: start it on one host only.")
+    registry.build("evaluation", config.evaluation)
     system = registry.build_system(config)
     try:
         registry.build_settings(config)
@@ -327,41 +345,59 @@ def describe(mesh: Mesh) -> str:
 
 
 def _state_shapes(system: System, optimizer: Any) -> Any:
-    return jax.eval_shape(
-        functools.partial(init_state, system, optimizer), jax.random.key(0)
-    )
+    return jax.eval_shape(functools.partial(init_state, system, optimizer), jax.random.key(0))
 
 
 def _restore(config: Any, folder: Path, *, step: int | None, ema: bool) -> Model:
     """Returns the model of a checkpoint."""
-    plan = prepare(config)
-    checkpoints = checkpoint.Checkpoints(folder)
+    ready = prepare(config)
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
     if not steps or (step is not None and step not in steps):
         raise ConfigError(f"{folder} has checkpoints of steps {steps}, not of {step or 'any'}.")
     step = steps[-1] if step is None else step
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
-    shapes = _state_shapes(plan.system, optimizer)
-    places = sharding.shardings(shapes, plan.mesh)
-    state = checkpoints.restore(step, checkpoint.placed(shapes, places))
+    shapes = jax.eval_shape(ready.system.init, jax.random.key(0))
+    places = sharding.shardings(shapes, ready.mesh)
+    params = checkpoints.restore(
+        step, checkpoint.placed(shapes, places), part="ema" if ema else "params"
+    )
     checkpoints.close()
-    return Model(config, plan.system, state.ema if ema else state.params, plan.mesh, step)
+    return Model(config, ready.system, params, ready.mesh, step)
 
 
 def _remember(config: Any, folder: Path) -> None:
-    """Writes `config.json`, or compares with the one that is there.
+    """Writes `config.json`, after comparing with the one that is there if it was trained with.
 
     Raises:
       ConfigError: the directory holds a run that this config would not continue.
     """
     path = folder / CONFIG
-    if path.exists():
-        before = configs.from_json(path.read_text())
-        changed = configs.differences(config, before, ignore=MAY_CHANGE)
-        if changed:
-            raise ConfigError(
-                f"{folder} holds a run with other settings ({'; '.join(changed)}): use another "
-                "--workdir, or the settings it began with."
-            )
+    if path.exists() and checkpoint.Checkpoints(folder, read_only=True).steps():
+        _require_same_run(config, configs.from_json(path.read_text()), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(configs.to_json(config))
+    replace_text(path, configs.to_json(config))
+
+
+def _write_result(model: Model, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `result.json` now holds: the run, and figures of an evaluation."""
+    history = read_history(folder)
+    result = {
+        "config": model.config.name,
+        "step": model.step,
+        "parameters": tree.count(model.params),
+        "training_loss": history[-1]["loss"] if history else None,
+        **figures,
+    }
+    replace_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    say("written", str(folder / RESULT))
+    return result
+
+
+def _require_same_run(config: Any, saved: Any, folder: Path) -> None:
+    """Raises ConfigError where a run would not be continued, or a model not be what was trained."""
+    changed = configs.differences(config, saved, ignore=MAY_CHANGE)
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}): use another "
+            "--workdir, or the settings it began with."
+        )

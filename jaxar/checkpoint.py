@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxar import tree
+from jaxar.config import ConfigError
 
 FOLDER = "checkpoints"
 
@@ -18,22 +19,33 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """The checkpoints of one working directory, by step."""
 
-    def __init__(self, workdir: str | Path, *, keep: int = 1, keep_every: int = 0):
-        """Opens the folder.
+    def __init__(
+        self, workdir: str | Path, *, keep: int = 1, keep_every: int = 0, read_only: bool = False
+    ):
+        """Opens the folder; cleans it of what an earlier, killed run was writing.
 
         Args:
           workdir: Directory of the run.
           keep: How many of the newest checkpoints stay.
           keep_every: Steps whose checkpoints stay for ever: multiples of this; 0 for none.
+          read_only: Whether to leave the folder as it is: a run may be writing there.
         """
         self.folder = Path(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=options,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "record": ocp.JsonCheckpointHandler(),
+            },
+        )
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint, or None."""
@@ -54,7 +66,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)
         )
         self._manager.save(step, args=items)
 
@@ -67,26 +79,34 @@ class Checkpoints:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args).record
 
-    def restore(self, step: int, shapes: Any) -> Any:
-        """Returns the state of a step.
+    def restore(self, step: int, shapes: Any, *, part: str | None = None) -> Any:
+        """Returns the state of a step, or one part of it.
 
         Args:
           step: One of `steps()`.
           shapes: Tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, and where.
+          part: Name of a field of the state, e.g. "ema", of which `shapes` is the tree; the rest
+            is not read.
 
         Raises:
-          ValueError: the stored tree, a shape or a dtype differs; lists every difference. Orbax
+          ConfigError: the stored tree, a shape or a dtype differs; lists every difference. Orbax
             would cast dtypes without a word.
         """
-        stored = self._manager.item_metadata(step).state
-        problems = tree.differences(stored, shapes, dtypes=True)
+        stored = self._manager.item_metadata(step)["state"].tree
+        problems = tree.differences(stored[part] if part else stored, shapes, dtypes=True)
         if problems:
-            raise ValueError(
+            raise ConfigError(
                 f"Checkpoint {step} in {self.folder} is of another model:\n  "
                 + "\n  ".join(problems)
             )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        return self._manager.restore(step, args=args).state
+        wanted = {part: shapes} if part else shapes
+        args = ocp.args.PyTreeRestore(
+            wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=part is not None,
+        )
+        state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+        return state[part] if part else state
 
     def close(self) -> None:
         """Waits for what is being written and frees the folder."""

@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (Path("configs"), _PACKAGE.parent / "configs", _PACKAGE / "configs")
+_FOLDERS = (Path("configs"), _PACKAGE / "configs", _PACKAGE.parent / "configs")
 # What reading hostile text with `ast` can raise.
 _MALFORMED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)
 
@@ -359,6 +359,15 @@ def _whole(low: int) -> _Rule:
     return lambda value: type(value) is int and value >= low, f"a whole number of at least {low}"
 
 
+def _sizes(count: int) -> _Rule:
+    return (
+        lambda value: (
+            isinstance(value, tuple) and len(value) == count and all(map(_whole(1)[0], value))
+        ),
+        f"a tuple of {count} whole numbers of at least 1",
+    )
+
+
 def _choice(*names: str) -> _Rule:
     return lambda value: value in names, " or ".join(map(repr, names))
 
@@ -366,26 +375,21 @@ def _choice(*names: str) -> _Rule:
 _TEXT = lambda value: isinstance(value, str) and value != "", "a word"
 _BOOL = lambda value: isinstance(value, bool), "True or False"
 _PART = lambda value: isinstance(value, dict) and "name" in value, "a part: spec(name, ...)"
-_SIZES = (
-    lambda value: isinstance(value, tuple) and value != () and all(map(_whole(1)[0], value)),
-    "a tuple of whole numbers of at least 1",
-)
 _POSITIVE = _number(lambda value: value > 0, "above 0")
 _NOT_NEGATIVE = _number(lambda value: value >= 0, "at least 0")
 _SHARE = _number(lambda value: 0 <= value <= 1, "from 0 to 1")
 _BELOW_ONE = _number(lambda value: 0 <= value < 1, "at least 0 and below 1")
-_DTYPE = _choice("float32", "bfloat16")
 _AXIS = lambda value: value == -1 or _whole(1)[0](value), "-1 (what remains) or at least 1"
 
 # What a field may be, where a config has it. The arguments of parts are also checked by the parts.
 _RULES: dict[str, _Rule] = {
     "name": _TEXT,
     "*.name": _TEXT,
-    "seed": _whole(0),
+    "seed": _number(lambda value: 0 <= value <= 2**31 - 3, "from 0 to 2147483645"),
     "steps": _whole(1),
     "batch_size": _whole(1),
     "data": _PART,
-    "data_shape": _SIZES,
+    "data_shape": _sizes(3),
     "num_classes": _whole(1),
     "workers": _whole(0),
     "tokenizer": _PART,
@@ -396,13 +400,13 @@ _RULES: dict[str, _Rule] = {
     "flow.time": _PART,
     "model": _PART,
     "model.width": _whole(1),
-    "model.depth": _SIZES,
+    "model.depth": _sizes(2),
     "model.heads": _whole(1),
     "model.mlp_ratio": _POSITIVE,
     "model.dropout": _BELOW_ONE,
     "model.attention_dropout": _BELOW_ONE,
     "model.time_scale": _POSITIVE,
-    "model.dtype": _DTYPE,
+    "model.dtype": _choice("float32", "bfloat16"),
     "model.remat": _BOOL,
     "optimizer.base_learning_rate": _POSITIVE,
     "optimizer.final_learning_rate": _NOT_NEGATIVE,
@@ -418,11 +422,12 @@ _RULES: dict[str, _Rule] = {
     "sample.guidance": _number(lambda value: value >= 1, "at least 1"),
     "sample.low": _SHARE,
     "sample.high": _SHARE,
-    "sample.dtype": _DTYPE,
+    "sample.dtype": _choice("float32", "float64"),
     "sample.every": _whole(0),
     "sample.per_class": _whole(1),
     "sample.classes": _whole(1),
     "evaluation": _PART,
+    "evaluation.per_class": _whole(1),
     "checkpoint.every": _whole(1),
     "checkpoint.keep": _whole(1),
     "checkpoint.keep_every": _whole(0),

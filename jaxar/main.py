@@ -1,22 +1,28 @@
-"""The command line: python -m jaxar.main --config=configs/xar_digits.py
+"""The command line.
 
-Every field of the config is a flag: --config.batch_size=512 --config.plan="cell(height=4, width=4)"
+    python -m jaxar.main --config=configs/xar_digits.py
+
+Every field of the config is a flag too: --config.batch_size=512 --config.plan=token
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jaxar import config as configs
 
 BAD_INPUT = 2
 """Exit code where a flag, a setting or a file cannot work; one sentence says which."""
 
+STOPPED = 1
+"""Exit code of a run that its data or its numbers ended."""
+
 EXAMPLES = """\
 examples:
   python -m jaxar.main --config=configs/xar_digits.py
       train on real handwritten digits, draw samples, judge them (minutes on two cores)
-  python -m jaxar.main --config=configs/xar_b.py --config.data.path=/data/latents --config.mesh.data=-1
+  python -m jaxar.main --config=xar_b --config.data.path=/data/latents --config.mesh.data=-1
       train the paper's base model on all devices
   python -m jaxar.main --config=configs/xar_digits.py --mode=sample --labels=3,1,4
       draw from the newest checkpoint
@@ -48,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="train: also samples and evaluates at the end; resumes by itself (default)",
     )
     flags.add_argument("--labels", help="classes to draw in --mode=sample: 3,1,4 (default: a grid)")
-    flags.add_argument("--seed", type=int, default=0, help="seed of --mode=sample")
+    flags.add_argument("--seed", type=int, help="seed of --mode=sample (default: 0)")
     flags.add_argument(
         "--dry_run", action="store_true", help="check the config, print its parameters and stop"
     )
@@ -61,37 +67,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser()
     known, rest = flags.parse_known_args(argv)
     try:
-        config = configs.override(configs.load(known.config), _assignments(rest))
+        overrides = _assignments(rest)
+        config = configs.override(configs.load(known.config), overrides)
         configs.check(config)
+        if known.mode != "sample" and (known.labels is not None or known.seed is not None):
+            raise configs.ConfigError(
+                "--labels and --seed belong to --mode=sample; training has --config.seed."
+            )
         if known.print_config:
             print(configs.render(config))
             return
-        run(config, known)
-    except (configs.ConfigError, FileNotFoundError) as error:
+        run(config, known, overrides)
+    except (configs.ConfigError, OSError) as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
-def run(config: configs.ConfigDict, flags: argparse.Namespace) -> None:
-    """Does what the flags ask of a config."""
+def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
+    """Does what the flags ask of a config; `overrides` are the fields set on the command line."""
     from pathlib import Path
 
     from jaxar import api
+    from jaxar.data.loader import DataError
+    from jaxar.train.loop import DivergedError
 
     if flags.dry_run:
         print(api.parameter_table(api.prepare(config).system))
         return
     workdir = Path(flags.workdir) if flags.workdir else api.default_workdir(config.name)
     if flags.mode == "train":
-        model = api.train(config, workdir=workdir)
+        try:
+            model = api.train(config, workdir=workdir)
+        except (DataError, DivergedError) as error:
+            print(f"the run stopped: {error}", file=sys.stderr)
+            raise SystemExit(STOPPED) from error
         if config.evaluation.name != "none":
             api.evaluate(model, workdir=workdir)
         return
-    model = api.load(config.name, workdir=workdir)
+    model = api.load(config.name, workdir=workdir, overrides=overrides)
     if flags.mode == "evaluate":
         api.evaluate(model, workdir=workdir)
     else:
-        api.draw(model, workdir / api.SAMPLES, labels=_labels(flags.labels), seed=flags.seed)
+        seed = flags.seed or 0
+        path = workdir / f"samples_seed{seed}.png"
+        api.draw(model, path, labels=_labels(flags.labels), seed=seed)
 
 
 def _assignments(rest: Sequence[str]) -> list[str]:

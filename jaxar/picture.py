@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def grid(
     return sheet
 
 
-def curve(history: Sequence[dict[str, float]], path: Path) -> None:
+def curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the training loss over the steps as a PNG.
 
     Args:

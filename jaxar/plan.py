@@ -117,13 +117,13 @@ class Plan:
     def runs(self) -> list[tuple[int, int]]:
         """Returns ranges [first, last) of entities that one compiled loop can draw.
 
-        The first entity stands alone, since nothing precedes it; after it, neighbours of equal
-        size share a run.
+        The first entity stands alone, since nothing precedes it; after it, neighbours share a run
+        if they and the entity before them are of one size.
         """
         runs = [(0, 1)]
         for i in range(1, self.entities):
-            first, last = runs[-1]
-            if first > 0 and self.sizes[i] == self.sizes[first - 1]:
+            first, _ = runs[-1]
+            if first > 0 and self.sizes[i] == self.sizes[first] == self.sizes[first - 1]:
                 runs[-1] = (first, i + 1)
             else:
                 runs.append((i, i + 1))
@@ -196,6 +196,8 @@ def scale(grid: Grid, *, sizes: Sequence[int | Grid]) -> Plan:
     if any(not (1 <= h <= grid[0] and 1 <= w <= grid[1]) for h, w in levels):
         raise ValueError(f"Every scale must lie between 1 and the grid {tuple(grid)}: {levels}.")
     lengths = tuple(h * w for h, w in levels)
+    if list(lengths) != sorted(lengths):
+        raise ValueError(f"Scales must go from coarse to fine: {levels}.")
     return Plan(levels, tuple(range(sum(lengths))), lengths)
 
 

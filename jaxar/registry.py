@@ -13,11 +13,12 @@ import jax
 
 from jaxar import plan
 from jaxar.backbones.xar import XAR
-from jaxar.config import ConfigError
+from jaxar.config import ConfigDict, ConfigError
 from jaxar.data import folder, glyphs, latents, source, tfds
 from jaxar.flow import path, time
 from jaxar.flow.guidance import Guidance
 from jaxar.heads.flow import FlowHead
+from jaxar.metrics.recognition import NoEvaluation, Recognition
 from jaxar.system import Settings, System
 from jaxar.tokenizers.moments import Moments
 from jaxar.tokenizers.patch import Patch
@@ -41,11 +42,12 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "model": {"xar": XAR},
     "path": {"linear": path.Linear, "cosine": path.Cosine},
+    "evaluation": {"none": NoEvaluation, "recognition": Recognition},
     "time": {"uniform": time.Uniform, "logit_normal": time.LogitNormal, "shifted": time.Shifted},
 }
 
 
-def build(kind: str, spec: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: Any) -> Any:
     """Returns the part that a spec names, e.g. {"name": "cell", "height": 8, "width": 8}.
 
     Args:
@@ -74,7 +76,7 @@ def build(kind: str, spec: Mapping[str, Any], *args: Any, **more: Any) -> Any:
         return table[name](*args, **arguments, **more)
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f"config.{kind}: {error}") from error
 
 

@@ -28,4 +28,4 @@ def resize_area(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Arra
         return x
     rows = jnp.asarray(area_weights(x.shape[1], grid[0]), x.dtype)
     columns = jnp.asarray(area_weights(x.shape[2], grid[1]), x.dtype)
-    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
+    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns, precision="highest")

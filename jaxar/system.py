@@ -4,7 +4,7 @@
     loss(params, batch, key) -> (loss, metrics)    what is minimised
     sample(params, keys, labels, ...) -> data      what comes out
 
-Nothing here knows which system of the literature it is, nor a mesh, nor a file.
+Nothing here knows a mesh or a file.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Settings:
     solver: str = "euler_maruyama"
     steps: int = 50
     shift: float = 1.0
-    guidance: Guidance = Guidance()
+    guidance: Guidance = dataclasses.field(default_factory=Guidance)
     guided: bool = True
     dtype: str = "float32"
 
@@ -59,6 +59,8 @@ class Settings:
             raise ValueError(f"The time shift must be above 0, not {self.shift}.")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"The solver's dtype is 'float32' or 'float64', not {self.dtype!r}.")
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore
+            raise ValueError("A float64 solver needs 64-bit JAX: set JAX_ENABLE_X64=true.")
         self.grid  # noqa: B018 -- too few steps are found here
 
     @property
@@ -142,7 +144,20 @@ class System:
         settings: Settings,
         noise: NoiseSource | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Returns generated data, one example a label.
+        """Returns generated data, one example a label; see `sample_tokens` for the arguments."""
+        tokens = self.sample_tokens(params, keys, labels, guidance, settings, noise)
+        return self.tokenizer.decode(self.plan.paste(tokens.astype(jnp.float32)))
+
+    def sample_tokens(
+        self,
+        params: Params,
+        keys: Array,
+        labels: Int[Array, " b"],
+        guidance: Array | float,
+        settings: Settings,
+        noise: NoiseSource | None = None,
+    ) -> Float[Array, "b n c"]:
+        """Returns the generated tokens of all entities, in the plan's order.
 
         Args:
           params: Parameters.
@@ -157,8 +172,7 @@ class System:
         walk = _Walk(self, bind(self.backbone, params), labels, guidance, settings, noise)
         room = self.plan.offsets[-2]
         cache = self.backbone.empty_cache(len(labels) * (2 if settings.guided else 1), room)
-        tokens = autoregressive(self.plan, walk.write, walk.draw, cache)
-        return self.tokenizer.decode(self.plan.paste(tokens.astype(jnp.float32)))
+        return autoregressive(self.plan, walk.write, walk.draw, cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +196,6 @@ class _Walk:
         rule, entities = settings.guidance, system.plan.entities
         guided = settings.guided and rule.acts_on(0 if first else 1, entities)
         layout, seen = self._look(cache, start, size, visible)
-        if seen is not None and not guided:
-            seen = jax.tree.map(lambda a: a[:, : len(self.labels)], seen)
 
         def velocity(x, t):
             tokens = x.astype(jnp.float32)
@@ -230,9 +242,7 @@ class _Walk:
         return self.backbone(tokens, times, labels, layout, cache=seen, collect=collect)
 
     def _both_labels(self) -> Array:
-        return jnp.concatenate(
-            [self.labels, jnp.full_like(self.labels, self.system.num_classes)]
-        )
+        return jnp.concatenate([self.labels, jnp.full_like(self.labels, self.system.num_classes)])
 
     @staticmethod
     def _twice(x: Array) -> Array:

@@ -19,8 +19,11 @@ jaxtyping checks the annotations in the tests; without it they are plain comment
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 Array = jax.Array
+Mask = jax.Array | np.ndarray | None
+"""(n, m) bool, True where token n sees token m; None where all see all."""
 Params = dict[str, Any]
 """Nested dict of arrays: what is trained, averaged, sharded, saved and converted."""
 
@@ -37,4 +40,4 @@ else:
 
         Bool = Float = Int = Key = UInt8 = _Any
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Params", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Mask", "Params", "UInt8"]

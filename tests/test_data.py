@@ -621,7 +621,7 @@ def prepared(tmp_path):
 
 
 def test_tfds_reads_array_record(prepared):
-    data = tfds.Tfds(name="toy", size=8, data_dir=prepared("array_record"))
+    data = tfds.Tfds(dataset="toy", size=8, data_dir=prepared("array_record"))
     assert len(data) == 5 and data.num_classes == 3 and data.labels() is None
     for i in range(5):
         record = data.read(i, np.random.default_rng(i))
@@ -634,7 +634,7 @@ def test_tfds_reads_array_record(prepared):
 
 @pytest.mark.slow
 def test_tfds_in_workers(prepared):
-    data = tfds.Tfds(name="toy", size=8, data_dir=prepared("array_record"))
+    data = tfds.Tfds(dataset="toy", size=8, data_dir=prepared("array_record"))
     options = dict(batch_size=4, seed=1, count=3)
     same(read(data, **options), read(data, workers=1, **options))
 
@@ -642,17 +642,17 @@ def test_tfds_in_workers(prepared):
 def test_tfds_errors(prepared):
     where = prepared("tfrecord")
     with pytest.raises(ValueError, match=r"tfds build toy --file_format=array_record"):
-        tfds.Tfds(name="toy", size=8, data_dir=where)
+        tfds.Tfds(dataset="toy", size=8, data_dir=where)
     with pytest.raises(ValueError, match="no split 'test' but"):
-        tfds.Tfds(name="toy", size=8, split="test", data_dir=where)
+        tfds.Tfds(dataset="toy", size=8, split="test", data_dir=where)
     with pytest.raises(ValueError, match=r"no feature 'picture'.*'image'"):
-        tfds.Tfds(name="toy", size=8, data_dir=where, image_key="picture")
+        tfds.Tfds(dataset="toy", size=8, data_dir=where, image_key="picture")
     with pytest.raises(ValueError, match="no TFDS dataset 'no_such_set'"):
-        tfds.Tfds(name="no_such_set", size=8, data_dir=where)
+        tfds.Tfds(dataset="no_such_set", size=8, data_dir=where)
 
 
 def test_tfds_unlabelled(prepared):
-    data = tfds.Tfds(name="toy", size=8, data_dir=prepared("array_record", labels=(-1,)))
+    data = tfds.Tfds(dataset="toy", size=8, data_dir=prepared("array_record", labels=(-1,)))
     with pytest.raises(ValueError, match=r"record 0 has labels from -1 to -1"):
         data.read(0, np.random.default_rng(0))
 
@@ -660,7 +660,7 @@ def test_tfds_unlabelled(prepared):
 def test_tfds_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxar\[tfds\]'"):
-        tfds.Tfds(name="mnist", size=8)
+        tfds.Tfds(dataset="mnist", size=8)
 
 
 # ---------------------------------------------------------------------------------- imports

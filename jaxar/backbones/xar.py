@@ -58,12 +58,14 @@ class XAR(Module):
           attention_dropout: Rate on attention weights in training.
           time_scale: Times are multiplied by this before their embedding.
           truncate_time: Whether scaled times are cut to integers, as in the release.
-          dtype: "float32", or "bfloat16" to compute the blocks in it; parameters are float32.
+          dtype: "float32", or "bfloat16" for the matrix products inside blocks; parameters, norms,
+            the sum over layers and what stands around the stacks are float32.
           remat: Whether the backward pass computes the inside of blocks anew.
           key: Randomness of the initial values.
         """
         keys = jax.random.split(key, 9)
         hidden = int(width * mlp_ratio * 2 / 3)
+        rotary_table(plan.positions[:1], width // heads)  # a head it does not fit is found here
         self.plan, self.dtype, self.remat = plan, dtype, remat
         self.heads, self.head = heads, width // heads
         self.depth = tuple(depth)
@@ -106,7 +108,6 @@ class XAR(Module):
           collect: Whether to return keys and values.
           key: Randomness of dropout, or None for none.
         """
-        dtype = DTYPES[self.dtype]
         encoder_key, decoder_key = layers.split_or_none(key, 2)
         condition = self.classes(labels)[:, None] + self.time(times)
         rope = jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place]
@@ -117,18 +118,17 @@ class XAR(Module):
             collect=collect,
             rates=self.rates,
             remat=self.remat,
+            dtype=DTYPES[self.dtype],
         )
         cache = cache or {"encoder": None, "decoder": None}
 
-        x = self.embed(tokens.astype(dtype)) + self.encoder_positions(layout.place).astype(dtype)
+        x = self.embed(tokens) + self.encoder_positions(layout.place)
         x, encoder = self.encoder(
             self.embed_norm(x), condition, cache=cache["encoder"], key=encoder_key, **shared
         )
-        x = self.between(self.encoder_norm(x)) + self.decoder_positions(layout.place).astype(dtype)
-        x, decoder = self.decoder(
-            x, condition, cache=cache["decoder"], key=decoder_key, **shared
-        )
-        out = self.predict(self.decoder_norm(x)).astype(jnp.float32)
+        x = self.between(self.encoder_norm(x)) + self.decoder_positions(layout.place)
+        x, decoder = self.decoder(x, condition, cache=cache["decoder"], key=decoder_key, **shared)
+        out = self.predict(self.decoder_norm(x))
         return out, {"encoder": encoder, "decoder": decoder} if collect else None
 
     def empty_cache(self, batch: int, tokens: int) -> Cache:

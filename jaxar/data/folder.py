@@ -27,7 +27,8 @@ def list_classes(root: str, endings: tuple[str, ...]) -> tuple[list[str], list[s
     """
     if not os.path.isdir(root):
         raise FileNotFoundError(
-            f"There is no folder {root}: give the folder that holds one folder for each class."
+            f"There is no folder {root!r}: set the path to the folder that holds one folder for "
+            "each class."
         )
     with os.scandir(root) as entries:
         classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))

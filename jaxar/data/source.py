@@ -1,6 +1,6 @@
 """What a source of records is, and the two that live in memory."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ class BadRecord(Exception):
     """A record that cannot be read; its text names the file and why."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Numbered records of one shape; the loader decides their order.
 

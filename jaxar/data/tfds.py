@@ -17,7 +17,7 @@ class Tfds:
     known before reading.
 
     Args:
-      name: Name of the dataset, such as "imagenet2012" or "mnist:3.0.1".
+      dataset: Name of the dataset, such as "imagenet2012" or "mnist:3.0.1".
       size: Side of the square, or (height, width).
       split: Split or slice of one, such as "train" or "train[:90%]".
       data_dir: Where TFDS keeps its data; empty for its own default.
@@ -33,7 +33,7 @@ class Tfds:
 
     def __init__(
         self,
-        name: str,
+        dataset: str,
         size: int | tuple[int, int],
         split: str = "train",
         data_dir: str = "",
@@ -45,13 +45,13 @@ class Tfds:
         transform.mode_of(channels)
         self.shape = (*transform.pair(size), channels)
         self.flip = flip
-        self.name = f"{name} ({split})"
+        self.name = f"{dataset} ({split})"
         self._image, self._label = image_key, label_key
-        self._records, info = _open(name, split, data_dir, image_key)
+        self._records, info = _open(dataset, split, data_dir, image_key)
         self.num_classes = getattr(dict(info.features).get(label_key), "num_classes", 0)
         if not self.num_classes:
             raise ValueError(
-                f"TFDS dataset {name} has no class label {label_key!r}: set label_key to one of "
+                f"TFDS dataset {dataset} has no class label {label_key!r}: set label_key to one of "
                 f"{sorted(info.features)}."
             )
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: how far to move from the unconditional towards the conditional velocity.
+"""Classifier-free guidance: how far to go beyond the unconditional velocity.
 
     v = v_unconditional + w (v_conditional - v_unconditional),  w >= 1
 

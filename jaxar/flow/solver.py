@@ -76,10 +76,12 @@ def multistep(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path
 def euler_maruyama(
     velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Path
 ) -> Array:
-    """The released xAR sampler: the reverse SDE with diffusion g(t)^2 = 2t, last step without noise.
+    """The released xAR sampler: a reverse SDE whose last step is without noise.
 
-    dx = (v - g^2/2 score) dt + g dW. Source: OliverRensu/xAR models/sampler.py, after SiT.
-    """  # noqa: D402
+    dx = (v - g^2/2 score) dt + g dW with g(t)^2 = 2t. The release repeats a cell's context in its
+    last step if there are just two steps; this one does not.
+    Source: OliverRensu/xAR models/sampler.py `euler_maruyama_sampler`, after SiT.
+    """
     last = len(grid) - 2
 
     def step(x, t, s, i):

@@ -7,7 +7,6 @@ is a decreasing sequence that a solver walks when sampling.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxar.typing import Array

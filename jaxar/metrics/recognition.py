@@ -9,6 +9,7 @@ A protocol for small labelled sets, where Inception features mean nothing:
   model that memorises comes out below the training figure.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,18 @@ PROTOCOL = (
     "RBF support vector machine (scikit-learn SVC, C=10, gamma='scale') on pixels in [-1, 1], "
     "fitted on the training images; Euclidean distance to the nearest training image"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoEvaluation:
+    """Training ends without figures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """Draws `per_class` samples of each class and judges them by `recognition`."""
+
+    per_class: int
 
 
 def recognition(
@@ -37,13 +50,14 @@ def recognition(
 
     reader = SVC(C=10.0, gamma="scale").fit(_flat(train[0]), train[1])
     read = reader.predict(_flat(images))
+    real = reader.predict(_flat(held_out[0]))
     per_class = {int(c): float(np.mean(read[labels == c] == c)) for c in np.unique(labels)}
     return {
         "protocol": PROTOCOL,
         "samples": len(labels),
         "recognised": float(np.mean(read == labels)),
         "recognised_per_class": per_class,
-        "recognised_held_out_real": float(np.mean(reader.predict(_flat(held_out[0])) == held_out[1])),
+        "recognised_held_out_real": float(np.mean(real == held_out[1])),
         "distance_to_train": _nearest(images, train[0]),
         "distance_train_to_train": _nearest(train[0], train[0], skip_self=True),
         "distance_held_out_to_train": _nearest(held_out[0], train[0]),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxar.nn.layers import Linear, dropout, split_or_none
 from jaxar.nn.module import Module
 from jaxar.nn.rope import rotate
-from jaxar.typing import Array, Float
+from jaxar.typing import Array, Float, Mask
 
 KeyValue = tuple[Array, Array]
 """Keys and values, each (b, m, k, e), or (l, b, m, k, e) for a stack of layers."""
@@ -16,7 +16,7 @@ def attend(
     q: Float[Array, "b n k e"],
     k: Float[Array, "b m k e"],
     v: Float[Array, "b m k e"],
-    mask: Array | None = None,
+    mask: Mask = None,
     *,
     rate: float = 0.0,
     key: Array | None = None,
@@ -56,7 +56,7 @@ class Attention(Module):
         x: Float[Array, "b n d"],
         *,
         rope: Float[Array, "2 n e"],
-        mask: Array | None,
+        mask: Mask,
         cache: KeyValue | None = None,
         attention_rate: float = 0.0,
         rate: float = 0.0,

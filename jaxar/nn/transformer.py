@@ -4,6 +4,7 @@ Compile time does not grow with depth, and the cache is a value that comes in an
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, KeyValue
 from jaxar.nn.module import Module, scan, stack
-from jaxar.typing import Array, Float
+from jaxar.typing import Array, Float, Mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +48,24 @@ class Block(Module):
         *,
         sizes: tuple[int, ...],
         rope: Float[Array, "2 n e"],
-        mask: Array | None,
+        mask: Mask,
         cache: KeyValue | None = None,
         rates: Dropout = Dropout(),
+        dtype: Any = jnp.float32,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
-        """Returns the tokens and this layer's keys and values."""
+        """Returns the tokens, float32, and this layer's keys and values, `dtype`.
+
+        Attention, MLP and modulation compute in `dtype`; the sum over layers stays float32, as in
+        the release under automatic mixed precision.
+        """
         first, second = layers.split_or_none(key, 2)
-        vectors = self.modulation(jax.nn.silu(condition).astype(x.dtype))
+        vectors = self.modulation(jax.nn.silu(condition).astype(dtype))
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = jnp.moveaxis(vectors, 2, 0)
 
         y = layers.per_segment(modulate, layers.rms_norm(x), (scale_1, shift_1), sizes)
         y, keys_values = self.attention(
-            y,
+            y.astype(dtype),
             rope=rope,
             mask=mask,
             cache=cache,
@@ -69,7 +75,7 @@ class Block(Module):
         )
         x = x + layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
         y = layers.per_segment(modulate, layers.rms_norm(x), (scale_2, shift_2), sizes)
-        y = self.mlp(y, rates.projection, second)
+        y = self.mlp(y.astype(dtype), rates.projection, second)
         return x + layers.per_segment(jnp.multiply, y, (gate_2,), sizes), keys_values
 
 
@@ -88,11 +94,12 @@ class Transformer(Module):
         *,
         sizes: tuple[int, ...],
         rope: Float[Array, "2 n e"],
-        mask: Array | None,
+        mask: Mask,
         cache: KeyValue | None = None,
         collect: bool = False,
         rates: Dropout = Dropout(),
         remat: bool = False,
+        dtype: Any = jnp.float32,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
         """Returns the tokens, and with `collect` the stacked keys and values of these tokens.
@@ -107,6 +114,7 @@ class Transformer(Module):
           collect: Whether to return keys and values.
           rates: Dropout rates, used where a key is given.
           remat: Whether to keep only the tokens between blocks for the backward pass.
+          dtype: Of the computation inside blocks, and of keys and values.
           key: Randomness of the dropout.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
@@ -114,7 +122,15 @@ class Transformer(Module):
         def body(x, layer):
             block, cache, key = layer
             x, keys_values = block(
-                x, condition, sizes=sizes, rope=rope, mask=mask, cache=cache, rates=rates, key=key
+                x,
+                condition,
+                sizes=sizes,
+                rope=rope,
+                mask=mask,
+                cache=cache,
+                rates=rates,
+                dtype=dtype,
+                key=key,
             )
             return x, keys_values if collect else None
 

@@ -1,11 +1,12 @@
 """What every tokenizer offers."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxar.plan import Grid
 from jaxar.typing import Array, Float
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """From the data of a source to a grid of latents, and back."""
 

@@ -43,7 +43,7 @@ class Patch:
 
     def decode(self, latents: Float[Array, "b h2 w2 c2"]) -> Float[Array, "b h w c"]:
         """Returns the image made of the patches, clipped to [-1, 1]."""
-        b, rows, columns, channels = latents.shape
+        b, rows, columns, _ = latents.shape
         x = latents.reshape(b, rows, columns, self.height, self.width, -1).swapaxes(2, 3)
         image = x.reshape(b, rows * self.height, columns * self.width, -1)
         return jnp.clip(image, -1, 1)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxar import checkpoint, sharding, tree
 from jaxar.config import ConfigError
 from jaxar.data import loader
+from jaxar.keys import key_for
 from jaxar.system import System
 from jaxar.train.optim import make_optimizer
 from jaxar.train.progress import Progress, say
@@ -23,9 +24,15 @@ from jaxar.typing import Params
 INTERRUPTED = 42
 """Exit code of a run that was told to stop, saved its state and can be started again."""
 
+PATIENCE = 20
+"""So many skipped updates in a row, seen at a log interval, end a run."""
+
+AHEAD = 8
+"""Steps that may wait for the device; more would only hold batches in memory."""
+
 
 class DivergedError(RuntimeError):
-    """Every update of an interval was not finite."""
+    """One update after another was not finite."""
 
 
 def fit(
@@ -49,12 +56,10 @@ def fit(
 
     Raises:
       ConfigError: the checkpoint in `workdir` is of another model or of other data.
-      DivergedError: no update of an interval was finite.
+      DivergedError: `PATIENCE` updates in a row were not finite.
       SystemExit: with code 42 after SIGTERM or SIGINT, when the state is saved.
     """
-    optimizer = make_optimizer(
-        config.optimizer, steps=config.steps, batch_size=config.batch_size
-    )
+    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
     checkpoints = checkpoint.Checkpoints(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
@@ -62,6 +67,7 @@ def fit(
     state, start = _begin(system, optimizer, config.seed, checkpoints, record, mesh)
     if start >= config.steps:
         say("train", f"already at step {start:,} of {config.steps:,}")
+        checkpoints.close()
         return state
 
     batches = loader.batches(
@@ -80,22 +86,27 @@ def fit(
 
     progress = Progress(workdir, start=start, steps=config.steps)
     pending: list[dict[str, Any]] = []
+    skipped, in_a_row = int(state.skipped), 0
     with _Interruption() as interruption:
         clock = time.monotonic()
         for now in range(start + 1, config.steps + 1):
             state, metrics = compiled(state, batch)
             pending.append(metrics)
+            if len(pending) > AHEAD:
+                pending[-AHEAD]["loss"].block_until_ready()
             last = now == config.steps
             if now % config.log_every == 0 or last:
-                skipped_before = progress.history[-1]["skipped"] if progress.history else 0
                 values = jax.device_get(pending)
                 seconds = time.monotonic() - clock
                 progress.update(_summary(now, values, seconds, config.batch_size, waiting.take()))
-                if values[-1]["skipped"] - skipped_before == len(values) > 1:
+                all_skipped = values[-1]["skipped"] - skipped == len(values)
+                skipped = values[-1]["skipped"]
+                in_a_row = in_a_row + len(values) if all_skipped else 0
+                if in_a_row >= PATIENCE:
                     raise DivergedError(
-                        f"All {len(values)} updates up to step {now} were not finite: lower "
-                        f"config.optimizer.base_learning_rate or set config.model.dtype=float32; "
-                        f"the last good state is step {checkpoints.latest()}."
+                        f"The last {in_a_row} updates up to step {now} were not finite and were "
+                        "skipped: look at the data, or begin anew in another --workdir with a "
+                        "lower config.optimizer.base_learning_rate or config.model.dtype=float32."
                     )
                 pending, clock = [], time.monotonic()
             if now % config.checkpoint.every == 0 or last or interruption.asked:
@@ -121,14 +132,12 @@ def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainSta
     def init(key):
         return init_state(system, optimizer, key)
 
-    # The key of initial values must differ from those of all steps.
-    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
     shapes = jax.eval_shape(init, key)
     places = sharding.shardings(shapes, mesh)
     say("model", f"{tree.count(shapes.params):,} parameters")
     latest = checkpoints.latest()
     if latest is None:
-        return jax.jit(init, out_shardings=places)(key), 0
+        return jax.jit(init, out_shardings=places)(key_for("init", seed)), 0
     stored = checkpoints.record(latest)
     if stored != record:
         raise ConfigError(
@@ -143,8 +152,7 @@ def _placer(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array
     """Returns the function that puts this process's part of a batch on its devices."""
     place = sharding.batch_sharding(mesh)
     return lambda batch: {
-        name: jax.make_array_from_process_local_data(place, value)
-        for name, value in batch.items()
+        name: jax.make_array_from_process_local_data(place, value) for name, value in batch.items()
     }
 
 

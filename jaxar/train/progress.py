@@ -29,7 +29,7 @@ class Progress:
         self.start, self.steps = start, steps
         self.path = workdir / METRICS
         self.history = [r for r in read_history(workdir) if r["step"] <= start]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in self.history))
+        replace_text(self.path, "".join(json.dumps(r) + "\n" for r in self.history))
         self._began = time.monotonic()
         self._bar = sys.stdout.isatty()
 
@@ -58,6 +58,13 @@ class Progress:
         """Ends the line of the bar, so that something else can be printed."""
         if self._bar:
             print(flush=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whenever the process may be killed."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def read_history(workdir: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated, shardings
 from jaxar.system import System
 from jaxar.train.state import TrainState, ema_decay
@@ -27,19 +28,20 @@ def make_step(
       system: What is trained.
       optimizer: See `make_optimizer`.
       ema: Rate of the moving average.
-      seed: Of all randomness; the key of a step is fold_in(seed, step).
+      seed: Of all randomness; the key of a step follows from it and the step.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(key_for("train", seed), state.step)
         (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
             state.params, batch, key
         )
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, moved = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
 
+        # A skipped step also leaves the optimiser's count, and with it the learning rate.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = (params, average, moved)
         old = (state.params, state.ema, state.optimizer)

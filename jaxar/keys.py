@@ -1,0 +1,21 @@
+"""Randomness: every key follows from a seed and a purpose, and no generator has a state."""
+
+from typing import Literal
+
+import jax
+
+from jaxar.typing import Array
+
+PURPOSES = ("init", "train", "sample")
+LARGEST_SEED = 2**31 - 2
+
+
+def key_for(purpose: Literal["init", "train", "sample"], seed: int | Array) -> Array:
+    """Returns the key of a purpose; keys of two purposes never meet.
+
+    Args:
+      purpose: Initial values, steps of training (fold in the step), or samples (fold in the number
+        of the example).
+      seed: In [0, LARGEST_SEED]; may be traced.
+    """
+    return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))

@@ -1,0 +1,48 @@
+"""Every config of the project, small enough to run in seconds."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxar import config as configs
+from jaxar.data.source import Arrays
+from jaxar.registry import build_system
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def shrunk(name, *overrides):
+    """Returns a config with its plan, data and flow as they are, and a tiny network and run."""
+    small = [
+        "model.width=16",
+        "model.depth=(2,2)",
+        "model.heads=2",
+        "model.dtype=float32",
+        "batch_size=4",
+        "steps=4",
+        "optimizer.warmup_steps=1",
+        "workers=0",
+        "sample.steps=3",
+        "sample.every=0",
+        "sample.classes=2",
+        "sample.per_class=2",
+        "log_every=2",
+        "checkpoint.every=2",
+    ]
+    return configs.override(configs.load(name), [*small, *overrides])
+
+
+def arrays(config, count=12, seed=0):
+    """Returns a source of random records of the config's shape."""
+    rng = np.random.default_rng(seed)
+    data = rng.uniform(-1, 1, (count, *config.data_shape)).astype(np.float32)
+    return Arrays(data, np.arange(count) % config.num_classes, config.num_classes)
+
+
+def system_and_params(name, *overrides):
+    """Returns the shrunk system and parameters that make every part matter."""
+    config = shrunk(name, *overrides)
+    system = build_system(config)
+    params = system.init(jax.random.key(0))
+    return config, system, params
