@@ -351,10 +351,12 @@ def _state_shapes(system: System, optimizer: Any) -> Any:
 def _restore(config: Any, folder: Path, *, step: int | None, ema: bool) -> Model:
     """Returns the model of a checkpoint."""
     ready = prepare(config)
+    if not checkpoint.exist(folder):
+        raise ConfigError(f"{folder} has no checkpoint yet: its run stopped before the first.")
     checkpoints = checkpoint.Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
-    if not steps or (step is not None and step not in steps):
-        raise ConfigError(f"{folder} has checkpoints of steps {steps}, not of {step or 'any'}.")
+    if step is not None and step not in steps:
+        raise ConfigError(f"{folder} has checkpoints of steps {steps}, not of {step}.")
     step = steps[-1] if step is None else step
     shapes = jax.eval_shape(ready.system.init, jax.random.key(0))
     places = sharding.shardings(shapes, ready.mesh)
@@ -372,7 +374,7 @@ def _remember(config: Any, folder: Path) -> None:
       ConfigError: the directory holds a run that this config would not continue.
     """
     path = folder / CONFIG
-    if path.exists() and checkpoint.Checkpoints(folder, read_only=True).steps():
+    if path.exists() and checkpoint.exist(folder):
         _require_same_run(config, configs.from_json(path.read_text()), folder)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(path, configs.to_json(config))

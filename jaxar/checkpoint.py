@@ -4,6 +4,7 @@ A checkpoint holds the whole `TrainState` and a record of what made it. It is wr
 background and becomes visible whole or not at all.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,18 @@ class Checkpoints:
           read_only: Whether to leave the folder as it is: a run may be writing there.
         """
         self.folder = Path(workdir).absolute() / FOLDER
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            keep_period=keep_every or None,
-            enable_async_checkpointing=True,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-        )
+        if read_only:
+            logging.getLogger("absl").addFilter(_not_about_reading)
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, save_interval_steps=0, max_to_keep=None, create=False
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=options,
@@ -77,7 +83,7 @@ class Checkpoints:
     def record(self, step: int) -> dict[str, Any]:
         """Returns what `save` was given beside the state."""
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).record
+        return self._manager.restore(step, args=args)["record"]
 
     def restore(self, step: int, shapes: Any, *, part: str | None = None) -> Any:
         """Returns the state of a step, or one part of it.
@@ -105,12 +111,17 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=part is not None,
         )
-        state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+        state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         return state[part] if part else state
 
     def close(self) -> None:
         """Waits for what is being written and frees the folder."""
         self._manager.close()
+
+
+def exist(workdir: str | Path) -> bool:
+    """Returns whether a directory holds any finished checkpoint."""
+    return any((Path(workdir) / FOLDER).glob("[0-9]*"))
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
@@ -120,3 +131,8 @@ def placed(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
+
+
+def _not_about_reading(record: logging.LogRecord) -> bool:
+    """Drops orbax's warning that a directory opened for reading is opened for reading."""
+    return "read only" not in record.getMessage()

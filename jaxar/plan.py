@@ -55,7 +55,8 @@ class Plan:
 
     def __post_init__(self):
         tokens = sum(h * w for h, w in self.levels)
-        if sorted(self.index) != list(range(tokens)) or sum(self.sizes) != tokens:
+        placed = sorted(self.index) == list(range(tokens))
+        if not placed or sum(self.sizes) != tokens or min(self.sizes) < 1:
             raise ValueError(f"A plan must place each of its {tokens} tokens in one entity once.")
 
     @property
@@ -92,7 +93,7 @@ class Plan:
         """
         height, width = self.grid
         cells = [
-            np.stack(np.mgrid[:h, :w], -1).reshape(-1, 2) * (height / h, width / w)
+            np.indices((h, w)).reshape(2, -1).T * np.array((height / h, width / w))
             for h, w in self.levels
         ]
         return np.concatenate(cells)[list(self.index)]

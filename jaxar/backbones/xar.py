@@ -3,6 +3,8 @@
 Source: arXiv 2502.20388; OliverRensu/xAR models/xar.py.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -111,7 +113,7 @@ class XAR(Module):
         encoder_key, decoder_key = layers.split_or_none(key, 2)
         condition = self.classes(labels)[:, None] + self.time(times)
         rope = jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place]
-        shared = dict(
+        shared: dict[str, Any] = dict(
             sizes=layout.sizes,
             rope=rope,
             mask=layout.mask,
@@ -120,16 +122,18 @@ class XAR(Module):
             remat=self.remat,
             dtype=DTYPES[self.dtype],
         )
-        cache = cache or {"encoder": None, "decoder": None}
+        past = cache or {"encoder": None, "decoder": None}
 
         x = self.embed(tokens) + self.encoder_positions(layout.place)
         x, encoder = self.encoder(
-            self.embed_norm(x), condition, cache=cache["encoder"], key=encoder_key, **shared
+            self.embed_norm(x), condition, cache=past["encoder"], key=encoder_key, **shared
         )
         x = self.between(self.encoder_norm(x)) + self.decoder_positions(layout.place)
-        x, decoder = self.decoder(x, condition, cache=cache["decoder"], key=decoder_key, **shared)
+        x, decoder = self.decoder(x, condition, cache=past["decoder"], key=decoder_key, **shared)
         out = self.predict(self.decoder_norm(x))
-        return out, {"encoder": encoder, "decoder": decoder} if collect else None
+        if encoder is None or decoder is None:
+            return out, None
+        return out, {"encoder": encoder, "decoder": decoder}
 
     def empty_cache(self, batch: int, tokens: int) -> Cache:
         """Returns a cache with room for `tokens` tokens, in the compute dtype."""

@@ -6,6 +6,7 @@ error lists everything that is unused, missing or misshapen.
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,12 +18,28 @@ Transform = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 def same(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the array in our shape, its numbers in their order."""
+    """Returns the array in our shape: leading axes of one dropped, or a flat bias split up.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    theirs = array.shape
+    while len(theirs) > len(shape) and theirs[0] == 1:
+        theirs = theirs[1:]
+    if theirs not in (shape, (math.prod(shape),)):
+        raise ValueError(f"{array.shape} is not {shape}")
     return array.reshape(shape)
 
 
 def linear(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a PyTorch (out, in) weight as our (in, out) kernel, axes split as ours are."""
+    """Returns a PyTorch (out, in) weight as our (in, out) kernel, axes split as ours are.
+
+    Raises:
+      ValueError: no split of our axes into in and out has these sizes.
+    """
+    splits = [(math.prod(shape[i:]), math.prod(shape[:i])) for i in range(1, len(shape))]
+    if array.shape not in splits:
+        raise ValueError(f"{array.shape} is not any of {splits}")
     return array.T.reshape(shape)
 
 

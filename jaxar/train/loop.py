@@ -132,7 +132,7 @@ def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainSta
     def init(key):
         return init_state(system, optimizer, key)
 
-    shapes = jax.eval_shape(init, key)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     places = sharding.shardings(shapes, mesh)
     say("model", f"{tree.count(shapes.params):,} parameters")
     latest = checkpoints.latest()

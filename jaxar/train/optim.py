@@ -29,7 +29,7 @@ def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedul
     start = (steps - 1) - options.decay_fraction * (steps - 1)
     length = max(steps - 1 - start, 1)
 
-    def rate(step: Array) -> Array:
+    def rate(step: Any) -> Array:
         warm = step / max(options.warmup_steps, 1)
         progress = jnp.clip((step - start) / length, 0, 1)
         cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * progress)) / 2

@@ -46,7 +46,8 @@ def make_step(
         new = (params, average, moved)
         old = (state.params, state.ema, state.optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-        state = TrainState(state.step + 1, *kept, state.skipped + ~finite)
+        params, average, moved = kept
+        state = TrainState(state.step + 1, params, average, moved, state.skipped + ~finite)
         return state, {**metrics, "gradient_norm": norm, "skipped": state.skipped}
 
     return step
