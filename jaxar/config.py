@@ -379,13 +379,17 @@ _POSITIVE = _number(lambda value: value > 0, "above 0")
 _NOT_NEGATIVE = _number(lambda value: value >= 0, "at least 0")
 _SHARE = _number(lambda value: 0 <= value <= 1, "from 0 to 1")
 _BELOW_ONE = _number(lambda value: 0 <= value < 1, "at least 0 and below 1")
+_SEED = (
+    lambda value: type(value) is int and 0 <= value <= 2**31 - 3,
+    "a whole number from 0 to 2147483645",
+)
 _AXIS = lambda value: value == -1 or _whole(1)[0](value), "-1 (what remains) or at least 1"
 
 # What a field may be, where a config has it. The arguments of parts are also checked by the parts.
 _RULES: dict[str, _Rule] = {
     "name": _TEXT,
     "*.name": _TEXT,
-    "seed": _number(lambda value: 0 <= value <= 2**31 - 3, "from 0 to 2147483645"),
+    "seed": _SEED,
     "steps": _whole(1),
     "batch_size": _whole(1),
     "data": _PART,

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxar"
 
 # Each part may import from itself, from parts of earlier lines, and from the leaves.
 ORDER = (
-    ("typing", "tree", "config", "keys"),
+    ("typing",),
+    ("tree", "config", "keys"),
     ("resize",),
     ("plan", "flow"),
     ("nn",),

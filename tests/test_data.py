@@ -365,7 +365,7 @@ def test_labels_are_validated():
 def test_digits():
     parts = {split: source.Digits(split=split) for split in ("train", "held_out", "all")}
     assert [len(p) for p in parts.values()] == [SIZES[k] for k in parts]
-    rows = {k: [p.read(i, None)["data"] for i in range(len(p))] for k, p in parts.items()}
+    rows = {k: [p.read(i, RNG)["data"] for i in range(len(p))] for k, p in parts.items()}
     seen = {k: {x.tobytes() for x in v} for k, v in rows.items()}
     assert not seen["train"] & seen["held_out"]
     assert seen["train"] | seen["held_out"] == seen["all"]
@@ -382,7 +382,7 @@ SIZES = {"train": 1442, "held_out": 355, "all": 1797}
 
 def test_digits_of_other_sizes():
     native = source.Digits(split="all", size=8)
-    pixels = native.read(0, None)["data"][:, :, 0]
+    pixels = native.read(0, RNG)["data"][:, :, 0]
     assert set(np.unique((pixels + 1) * 8)) <= set(range(17))
     assert source.Digits(split="held_out", size=28).shape == (28, 28, 1)
     with pytest.raises(ValueError, match="at least 8"):
@@ -480,7 +480,7 @@ def test_flipped_bits_in_records(tmp_path):
     noise = ((RNG.normal(size=(8, 8, 4)), None, 0) for _ in range(10))
     latents.write_latents(str(tmp_path), noise, num_classes=1, shard_size=5)
     shard = tmp_path / "latents-00001.array_record"
-    clean = [latents.LatentRecords(path=str(tmp_path)).read(i, None) for i in range(10)]
+    clean = [latents.LatentRecords(path=str(tmp_path)).read(i, RNG) for i in range(10)]
     content = bytearray(shard.read_bytes())
     caught = 0
     for position in np.flatnonzero(np.frombuffer(content, np.uint8))[70::397]:
@@ -490,7 +490,7 @@ def test_flipped_bits_in_records(tmp_path):
         data = latents.LatentRecords(path=str(tmp_path), flip=False)
         for i in range(10):
             try:
-                found = data.read(i, None)
+                found = data.read(i, RNG)
             except source.BadRecord as error:
                 assert f"{shard} record {i - 5}" in str(error)
                 caught += 1
@@ -566,7 +566,7 @@ def test_glyphs(size, channels):
 
 def test_glyphs_differ():
     one, other = glyphs.Glyphs(count=40), glyphs.Glyphs(count=40, seed=1)
-    pictures = {s.read(i, None)["data"].tobytes() for s in (one, other) for i in range(40)}
+    pictures = {s.read(i, RNG)["data"].tobytes() for s in (one, other) for i in range(40)}
     assert len(pictures) == 80
     for wrong in (dict(size=7), dict(num_classes=63), dict(count=0)):
         with pytest.raises(ValueError, match=next(iter(wrong))):

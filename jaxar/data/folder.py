@@ -74,7 +74,7 @@ class ImageFolder:
     def __init__(
         self,
         path: str,
-        size: int | tuple[int, int],
+        size: int | tuple[int, ...],
         channels: int = 3,
         flip: bool = True,
         split: str = "",

@@ -43,7 +43,7 @@ class Glyphs:
 
     def __init__(
         self,
-        size: int | tuple[int, int] = 16,
+        size: int | tuple[int, ...] = 16,
         channels: int = 1,
         num_classes: int = 10,
         count: int = 2000,

@@ -79,7 +79,7 @@ class Arrays:
       ValueError: the shapes do not fit each other or a label is out of range.
     """
 
-    def __init__(self, data: np.ndarray, labels: np.ndarray, num_classes: int):
+    def __init__(self, data: np.ndarray, labels: Any, num_classes: int):
         self._data = np.asarray(data, np.float32)
         self._labels = check_labels(labels, num_classes, "the array of labels")
         if self._data.ndim != 4 or len(self._data) != len(self._labels):

@@ -34,7 +34,7 @@ class Tfds:
     def __init__(
         self,
         dataset: str,
-        size: int | tuple[int, int],
+        size: int | tuple[int, ...],
         split: str = "train",
         data_dir: str = "",
         channels: int = 3,

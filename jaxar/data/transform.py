@@ -1,7 +1,6 @@
 """Pure functions of one example: decode, crop, scale, mirror. Pillow is imported on use."""
 
-import os
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ MODES = {1: "L", 3: "RGB"}
 """Pillow's name for each supported number of channels."""
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     """Returns (height, width) of a size given as one number or as a pair.
 
     Raises:
@@ -38,7 +37,7 @@ def mode_of(channels: int) -> str:
     return MODES[channels]
 
 
-def decode(file: str | os.PathLike | IO[bytes], channels: int) -> "Image":
+def decode(file: Any, channels: int) -> "Image":
     """Returns the upright 8-bit image of a file: greyscale for 1 channel, RGB for 3.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit greys keep their upper
@@ -70,7 +69,7 @@ def decode(file: str | os.PathLike | IO[bytes], channels: int) -> "Image":
     return image.convert(mode_of(channels))
 
 
-def center_crop(image: "Image", size: int | tuple[int, int]) -> "Image":
+def center_crop(image: "Image", size: int | tuple[int, ...]) -> "Image":
     """Returns the central part of an image, scaled so that it just covers `size`.
 
     While both sides are at least twice the target the image is halved by a box filter (integer
