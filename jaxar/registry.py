@@ -64,14 +64,18 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
     table = PARTS[kind]
     if name not in table:
         raise ConfigError(f"config.{kind} has no choice {name!r}: choose one of {sorted(table)}.")
-    signature = inspect.signature(table[name])
-    try:
-        signature.bind(*args, **arguments, **more)
-    except TypeError as error:
-        allowed = [p for p in list(signature.parameters)[len(args) :] if p not in more]
+    parameters = list(inspect.signature(table[name]).parameters.values())[len(args) :]
+    allowed = {p.name: p.default for p in parameters if p.name not in more}
+    unknown = [key for key in arguments if key not in allowed]
+    missing = [
+        key for key in allowed if key not in arguments and allowed[key] is inspect.Parameter.empty
+    ]
+    if unknown or missing:
+        faults = [f"has no argument {key!r}" for key in unknown]
+        faults += [f"needs an argument {key!r}" for key in missing]
         raise ConfigError(
-            f"config.{kind} = {name!r} does not fit: {error}; its arguments are {allowed}."
-        ) from None
+            f"config.{kind}: {name} {', '.join(faults)}; its arguments are {sorted(allowed)}."
+        )
     try:
         return table[name](*args, **arguments, **more)
     except ConfigError:

@@ -67,7 +67,6 @@ class XAR(Module):
         """
         keys = jax.random.split(key, 9)
         hidden = int(width * mlp_ratio * 2 / 3)
-        rotary_table(plan.positions[:1], width // heads)  # a head it does not fit is found here
         self.plan, self.dtype, self.remat = plan, dtype, remat
         self.heads, self.head = heads, width // heads
         self.depth = tuple(depth)
@@ -87,6 +86,7 @@ class XAR(Module):
         self.decoder = Transformer(depth[1], width, heads, hidden, key=keys[7])
         self.decoder_norm = layers.RMSNorm(width)
         self.predict = layers.Linear(width, channels, key=keys[8])
+        rotary_table(plan.positions[:1], self.head)  # heads it does not fit are found here
 
     def __call__(
         self,
