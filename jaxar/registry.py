@@ -64,7 +64,9 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
     table = PARTS[kind]
     if name not in table:
         raise ConfigError(f"config.{kind} has no choice {name!r}: choose one of {sorted(table)}.")
-    parameters = list(inspect.signature(table[name]).parameters.values())[len(args) :]
+    make = table[name]
+    function, given = (make.__init__, (None, *args)) if inspect.isclass(make) else (make, args)
+    parameters = list(inspect.signature(function).parameters.values())[len(given) :]
     allowed = {p.name: p.default for p in parameters if p.name not in more}
     unknown = [key for key in arguments if key not in allowed]
     missing = [
@@ -77,7 +79,7 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
             f"config.{kind}: {name} {', '.join(faults)}; its arguments are {sorted(allowed)}."
         )
     try:
-        return table[name](*args, **arguments, **more)
+        return make(*args, **arguments, **more)
     except ConfigError:
         raise
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
