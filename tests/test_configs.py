@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +36,7 @@ def test_trains_samples_and_restores(name, tmp_path, monkeypatch):
 
     restored = api.load(name, workdir=tmp_path)
     assert restored.step == config.steps
-    for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(restored.params), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(trained.params, restored.params)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,8 +101,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
     twice = run(config, tmp_path / "twice")
 
-    for (path, a), b in zip(paths(once).items(), jax.tree.leaves(twice), strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=path)
+    chex.assert_trees_all_equal(once, twice)
     losses = [[r["loss"] for r in read_history(tmp_path / d)] for d in ("once", "twice")]
     assert losses[0] == losses[1]
 
@@ -162,12 +162,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     bad["data"] = bad["data"].at[0, 0, 0, 0].set(jnp.nan)
     after, metrics = step(state, bad)
     assert int(after.step) == 1 and int(metrics["skipped"]) == 1
-    for a, b in zip(
-        jax.tree.leaves((state.params, state.ema, state.optimizer)),
-        jax.tree.leaves((after.params, after.ema, after.optimizer)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(
+        (state.params, state.ema, state.optimizer), (after.params, after.ema, after.optimizer)
+    )
     later, metrics = step(after, good)
     assert int(metrics["skipped"]) == 1 and np.isfinite(metrics["loss"])
     assert any(

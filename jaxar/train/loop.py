@@ -86,8 +86,9 @@ def fit(
 
     progress = Progress(workdir, start=start, steps=config.steps)
     pending: list[dict[str, Any]] = []
-    skipped, in_a_row = int(state.skipped), 0
+    skips = _Skips(int(state.skipped))
     with _Interruption() as interruption:
+        waiting.take()
         clock = time.monotonic()
         for now in range(start + 1, config.steps + 1):
             state, metrics = compiled(state, batch)
@@ -99,15 +100,7 @@ def fit(
                 values = jax.device_get(pending)
                 seconds = time.monotonic() - clock
                 progress.update(_summary(now, values, seconds, config.batch_size, waiting.take()))
-                all_skipped = values[-1]["skipped"] - skipped == len(values)
-                skipped = values[-1]["skipped"]
-                in_a_row = in_a_row + len(values) if all_skipped else 0
-                if in_a_row >= PATIENCE:
-                    raise DivergedError(
-                        f"The last {in_a_row} updates up to step {now} were not finite and were "
-                        "skipped: look at the data, or begin anew in another --workdir with a "
-                        "lower config.optimizer.base_learning_rate or config.model.dtype=float32."
-                    )
+                skips.count(len(values), int(values[-1]["skipped"]), now)
                 pending, clock = [], time.monotonic()
             if now % config.checkpoint.every == 0 or last or interruption.asked:
                 checkpoints.save(now, state, record)
@@ -167,6 +160,28 @@ def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
         "images_per_s": round(len(values) * batch_size / max(seconds, 1e-9), 1),
         "data_wait": round(min(waited / max(seconds, 1e-9), 1), 4),
     }
+
+
+class _Skips:
+    """Counts skipped updates in a row, over log intervals."""
+
+    def __init__(self, total: int):
+        self._total, self._in_a_row = total, 0
+
+    def count(self, updates: int, total: int, step: int) -> None:
+        """Takes an interval of `updates` after which `total` are skipped.
+
+        Raises:
+          DivergedError: `PATIENCE` or more in a row.
+        """
+        skipped, self._total = total - self._total, total
+        self._in_a_row = self._in_a_row + updates if skipped == updates else 0
+        if self._in_a_row >= PATIENCE:
+            raise DivergedError(
+                f"The last {self._in_a_row} updates up to step {step} were not finite and were "
+                "skipped: look at the data, or begin anew in another --workdir with a lower "
+                "config.optimizer.base_learning_rate or config.model.dtype=float32."
+            )
 
 
 class _Waiting:
