@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/python -m jaxar.main --config=configs/xar_digits.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --durations=15
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
