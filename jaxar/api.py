@@ -159,7 +159,8 @@ def load(
 def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     """Returns the model trained by a config; goes on where an earlier run in `workdir` stopped.
 
-    Writes checkpoints, `config.json`, `metrics.jsonl`, `loss.png` and sample grids.
+    Writes checkpoints, `config.json`, `metrics.jsonl`, `loss.png` and sample grids; `result.json`
+    is left to `evaluate` where the config names an evaluation.
 
     Raises:
       ConfigError: a setting cannot work, or `workdir` holds another run.
@@ -188,7 +189,8 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     draw(model, folder / SAMPLES)
     picture.curve(read_history(folder), folder / CURVE)
     say("curve", str(folder / CURVE))
-    _write_result(model, folder, {})
+    if config.evaluation.name == "none":
+        _write_result(model, folder, {})
     return model
 
 
