@@ -23,9 +23,7 @@ from jaxar.keys import LARGEST_SEED, key_for
 from jaxar.metrics.recognition import recognition
 from jaxar.system import Settings, System
 from jaxar.train.loop import fit
-from jaxar.train.optim import make_optimizer
 from jaxar.train.progress import read_history, replace_text, say
-from jaxar.train.state import init_state
 from jaxar.typing import Params
 
 CONFIG, RESULT, SAMPLES, CURVE = "config.json", "result.json", "samples.png", "loss.png"
@@ -285,10 +283,6 @@ def prepare(config: Any) -> Prepared:
     try:
         registry.build_settings(config)
         mesh = sharding.make_mesh(config.mesh)
-        optimizer = make_optimizer(
-            config.optimizer, steps=config.steps, batch_size=config.batch_size
-        )
-        sharding.shardings(_state_shapes(system, optimizer), mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     parts = sharding.batch_parts(mesh)
@@ -344,10 +338,6 @@ def describe(mesh: Mesh) -> str:
     used = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     kind = jax.devices()[0].device_kind
     return f"{mesh.size} of {jax.device_count()} {kind} ({used}), jax {jax.__version__}"
-
-
-def _state_shapes(system: System, optimizer: Any) -> Any:
-    return jax.eval_shape(functools.partial(init_state, system, optimizer), jax.random.key(0))
 
 
 def _restore(config: Any, folder: Path, *, step: int | None, ema: bool) -> Model:

@@ -1,7 +1,7 @@
 """Flax modules as pure functions of parameter trees.
 
 Modules are defined with `flax.nnx`; everywhere else parameters are nested dicts of arrays and only
-JAX's own transforms are used. If Flax changes, this file changes and nothing else.
+JAX's own transforms are used. If Flax changes, this folder and the constructors of backbones do.
 """
 
 from collections.abc import Callable
