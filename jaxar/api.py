@@ -22,8 +22,8 @@ from jaxar.data import loader
 from jaxar.keys import LARGEST_SEED, key_for
 from jaxar.metrics.recognition import recognition
 from jaxar.system import Settings, System
-from jaxar.train.loop import fit
-from jaxar.train.progress import read_history, replace_text, say
+from jaxar.training.loop import fit
+from jaxar.training.progress import read_history, replace_text, say
 from jaxar.typing import Params
 
 CONFIG, RESULT, SAMPLES, CURVE = "config.json", "result.json", "samples.png", "loss.png"

@@ -91,7 +91,7 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
 
     from jaxar import api
     from jaxar.data.loader import DataError
-    from jaxar.train.loop import DivergedError
+    from jaxar.training.loop import DivergedError
 
     if flags.dry_run:
         print(api.parameter_table(api.prepare(config).system))

@@ -17,7 +17,7 @@ ORDER = (
     ("tokenizers", "heads", "backbones"),
     ("samplers",),
     ("system", "models"),
-    ("train",),
+    ("training",),
     ("registry",),
     ("api",),
     ("main", ""),
@@ -59,7 +59,7 @@ def test_imports_run_one_way(path):
         if part in LEAVES:
             assert other in LEAVES_SEE, f"{part} imports {other}"
         elif other in LEAVES:
-            assert part in ("train", "registry", "api", "main", ""), f"{part} imports {other}"
+            assert part in ("training", "registry", "api", "main", ""), f"{part} imports {other}"
         else:
             assert RANK[other] < RANK[part], f"{part} imports {other}"
 
@@ -74,7 +74,7 @@ def test_only_nn_knows_flax(part):
 def test_training_and_sampling_name_no_system():
     systems = ("xar", "var", "mar", "flowar")
     for path in FILES:
-        if part_of(path) in ("train", "samplers", "sharding", "checkpoint", "data", "metrics"):
+        if part_of(path) in ("training", "samplers", "sharding", "checkpoint", "data", "metrics"):
             names = {
                 node.value.lower()
                 for node in ast.walk(ast.parse(path.read_text()))

@@ -167,3 +167,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
         np.testing.assert_array_equal(a, b)
     pictures = [(d / "samples.png").read_bytes() for d in (tmp_path / "once", workdir)]
     assert pictures[0] == pictures[1]
+
+
+def test_public_functions_stay_functions():
+    """A folder named as a public function would take its place at the first import."""
+    code = (
+        "import jaxar, jaxar.api\n"
+        "for name in jaxar.__all__ * 2:\n"
+        "    assert callable(getattr(jaxar, name)), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,11 +12,11 @@ from jaxar import api, checkpoint, sharding
 from jaxar import config as configs
 from jaxar.config import ConfigError
 from jaxar.keys import key_for
-from jaxar.train.loop import DivergedError, fit
-from jaxar.train.optim import decayed, learning_rate, make_optimizer
-from jaxar.train.progress import read_history
-from jaxar.train.state import ema_decay, init_state
-from jaxar.train.step import compile_step, make_step
+from jaxar.training.loop import DivergedError, fit
+from jaxar.training.optim import decayed, learning_rate, make_optimizer
+from jaxar.training.progress import read_history
+from jaxar.training.state import ema_decay, init_state
+from jaxar.training.step import compile_step, make_step
 from jaxar.tree import paths
 from tests import reference
 from tests.shrink import arrays, shrunk, system_and_params

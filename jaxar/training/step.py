@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated, shardings
 from jaxar.system import System
-from jaxar.train.state import TrainState, ema_decay
+from jaxar.training.state import TrainState, ema_decay
 from jaxar.typing import Array
 
 Batch = dict[str, Array]

@@ -15,10 +15,10 @@ from jaxar.config import ConfigError
 from jaxar.data import loader
 from jaxar.keys import key_for
 from jaxar.system import System
-from jaxar.train.optim import make_optimizer
-from jaxar.train.progress import Progress, say
-from jaxar.train.state import TrainState, init_state
-from jaxar.train.step import compile_step, make_step
+from jaxar.training.optim import make_optimizer
+from jaxar.training.progress import Progress, say
+from jaxar.training.state import TrainState, init_state
+from jaxar.training.step import compile_step, make_step
 from jaxar.typing import Params
 
 INTERRUPTED = 42
