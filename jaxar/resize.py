@@ -1,7 +1,8 @@
 """Resizing of grids as products with small constant matrices.
 
-`jax.image.resize` has no area rule; the systems of this project shrink maps by the area rule of
-PyTorch (`F.interpolate(mode="area")`, which is adaptive average pooling), so that rule stands here.
+`jax.image.resize` has neither of the two rules that released systems and metrics need: PyTorch's
+area rule (`F.interpolate(mode="area")`, which is adaptive average pooling), and the bilinear rule
+of TensorFlow 1, through which Inception has always seen its images.
 """
 
 import jax.numpy as jnp
@@ -22,10 +23,46 @@ def area_weights(size: int, target: int) -> np.ndarray:
     return weights
 
 
+def bilinear_weights(size: int, target: int) -> np.ndarray:
+    """Returns the (target, size) matrix of TensorFlow 1's bilinear rule, `align_corners=False`.
+
+    Target cell i lies at i size / target, so the first cells coincide and not the centres, and sees
+    the two source cells around it, however much the map shrinks. The last cell repeats.
+
+    Source: tensorflow/core/kernels/image/resize_bilinear_op.cc, legacy scaler.
+    """
+    scale = np.float32(size) / np.float32(target)  # float32 there too: it decides about the cells
+    place = np.arange(target, dtype=np.float32) * scale
+    lower = place.astype(int)
+    upper = np.minimum(lower + 1, size - 1)
+    share = place - lower.astype(np.float32)
+    weights = np.zeros((target, size), np.float32)
+    rows = np.arange(target)
+    weights[rows, lower] = 1 - share
+    weights[rows, upper] += share
+    return weights
+
+
 def resize_area(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """Returns the map averaged to `grid` = (height, width), each at most that of `x`."""
     if x.shape[1:3] == grid:
         return x
-    rows = jnp.asarray(area_weights(x.shape[1], grid[0]), x.dtype)
-    columns = jnp.asarray(area_weights(x.shape[2], grid[1]), x.dtype)
-    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns, precision="highest")
+    return _apply(x, area_weights(x.shape[1], grid[0]), area_weights(x.shape[2], grid[1]))
+
+
+def resize_bilinear(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Returns the map brought to `grid` = (height, width) by TensorFlow 1's bilinear rule."""
+    if x.shape[1:3] == grid:
+        return x
+    return _apply(x, bilinear_weights(x.shape[1], grid[0]), bilinear_weights(x.shape[2], grid[1]))
+
+
+def _apply(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    """Returns the map with the two matrices applied to its height and width."""
+    return jnp.einsum(
+        "bhwc,ih,jw->bijc",
+        x,
+        jnp.asarray(rows, x.dtype),
+        jnp.asarray(columns, x.dtype),
+        precision="highest",
+    )

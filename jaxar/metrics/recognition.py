@@ -9,7 +9,6 @@ A protocol for small labelled sets, where Inception features mean nothing:
   model that memorises comes out below the training figure.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,6 @@ PROTOCOL = (
     "RBF support vector machine (scikit-learn SVC, C=10, gamma='scale') on pixels in [-1, 1], "
     "fitted on the training images; Euclidean distance to the nearest training image"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class NoEvaluation:
-    """Training ends without figures."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recognition:
-    """Draws `per_class` samples of each class and judges them by `recognition`."""
-
-    per_class: int
 
 
 def recognition(

@@ -12,8 +12,8 @@ FOLDER = Path(os.environ.get("JAXAR_GOLDENS") or Path(__file__).parents[1] / "go
 
 def cases(family: str) -> list[Path]:
     """Returns the files of a family; none at all is an error, not a silent pass."""
-    found = sorted(FOLDER.glob(f"{family}_*.npz"))
-    assert found, f"no {family}_*.npz in {FOLDER}"
+    found = sorted([*FOLDER.glob(f"{family}.npz"), *FOLDER.glob(f"{family}_*.npz")])
+    assert found, f"no {family}.npz or {family}_*.npz in {FOLDER}"
     return found
 
 
