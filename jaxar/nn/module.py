@@ -4,7 +4,7 @@ Modules are defined with `flax.nnx`; everywhere else parameters are nested dicts
 JAX's own transforms are used. If Flax changes, this folder and the constructors of backbones do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +16,27 @@ from jaxar.typing import Array, Params
 Module = nnx.Module
 Param = nnx.Param
 M = TypeVar("M", bound=nnx.Module)
+
+
+class Series(nnx.Module):
+    """Modules in a row, whose parameters stand under "0", "1", ...
+
+    Flax's own list has whole numbers as keys. In a tree that was saved by path they come back as
+    words, "10" sorts before "2", and `nnx.merge`, which goes by order, would mix them up.
+    """
+
+    def __init__(self, modules: Iterable[nnx.Module]):
+        """Takes the modules."""
+        self.count = 0
+        for module in modules:
+            setattr(self, str(self.count), module)
+            self.count += 1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(self, str(i)) for i in range(self.count))
 
 
 def params_of(module: nnx.Module) -> Params:

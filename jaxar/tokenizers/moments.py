@@ -2,10 +2,8 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
 from jaxar.plan import Grid
+from jaxar.tokenizers import posterior
 from jaxar.typing import Array, Float
 
 
@@ -13,8 +11,8 @@ from jaxar.typing import Array, Float
 class Moments:
     """Draws latents from stored Gaussians, anew each time a record is read.
 
-    Data hold mean and log-variance along the channels. The log-variance is clipped to [-30, 20].
-    Source: LTH14/mar models/vae.py `DiagonalGaussianDistribution`, engine_mar.py.
+    Data hold mean and log-variance along the channels, see `jaxar.tokenizers.posterior`.
+    Source: LTH14/mar engine_mar.py.
 
     Attributes:
       scale: Factor that brings latents to unit variance: 0.2325 for MAR's KL-16 autoencoder.
@@ -35,9 +33,7 @@ class Moments:
 
     def encode(self, data: Float[Array, "b h w c"], key: Array) -> Float[Array, "b h w c2"]:
         """Returns (mean + standard deviation x noise) x scale."""
-        mean, log_variance = jnp.split(data, 2, -1)
-        deviation = jnp.exp(0.5 * jnp.clip(log_variance, -30, 20))
-        return (mean + deviation * jax.random.normal(key, mean.shape)) * self.scale
+        return posterior.sample(data, key) * self.scale
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns latents as the autoencoder's decoder takes them: divided by the scale."""

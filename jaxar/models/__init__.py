@@ -1,0 +1,1 @@
+"""Whole networks that are not tokenizer, plan, backbone and head."""
