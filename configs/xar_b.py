@@ -18,6 +18,7 @@ EPOCHS, WARMUP_EPOCHS = 800, 100
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "xar_b"
+    config.system = "next_x"
     config.seed = 0
     config.batch_size = 2048
     config.steps = EPOCHS * IMAGES // config.batch_size
@@ -28,6 +29,16 @@ def get_config() -> ConfigDict:
     config.workers = 8
 
     config.tokenizer = spec("moments", scale=0.2325)
+    config.autoencoder = spec(
+        "kl",
+        weights="",
+        image_channels=3,
+        width=128,
+        multipliers=(1, 1, 2, 2, 4),
+        blocks=2,
+        encoder_attention=(4,),
+        channels=16,
+    )
     config.plan = spec("cell", height=8, width=8)
     config.context = "noisy"
     config.label_dropout = 0.1

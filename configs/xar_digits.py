@@ -13,6 +13,7 @@ from jaxar.config import ConfigDict, spec
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "xar_digits"
+    config.system = "next_x"
     config.seed = 0
     config.batch_size = 32
     config.steps = 1200
@@ -23,6 +24,7 @@ def get_config() -> ConfigDict:
     config.workers = 0
 
     config.tokenizer = spec("patch", height=4, width=4)
+    config.autoencoder = spec("none")
     config.plan = spec("cell", height=2, width=2)
     config.context = "noisy"
     config.label_dropout = 0.1

@@ -1,7 +1,8 @@
 """jaxar: autoregressive generation in JAX, by next-X prediction.
 
     import jaxar
-    model = jaxar.load("xar_digits")
+    model = jaxar.load("xar_digits")                    # trained here; or released weights:
+    model = jaxar.load("xar_b", weights="xAR-B.pth", tokenizer="kl16.ckpt")
     images = model.sample([3, 1, 4], seed=0, guidance=2.0, steps=20)
     jaxar.grid(images, columns=3).save("digits.png")
 
@@ -12,19 +13,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxar.api import Model, evaluate, load, train
+    from jaxar.api.encoding import encode
+    from jaxar.api.evaluation import evaluate, evaluate_images
+    from jaxar.api.exporting import export
+    from jaxar.api.loading import load
+    from jaxar.api.model import Model
+    from jaxar.api.training import train
     from jaxar.picture import grid, to_pil
 
 _HOMES = {
-    "Model": "jaxar.api",
-    "evaluate": "jaxar.api",
-    "load": "jaxar.api",
-    "train": "jaxar.api",
+    "Model": "jaxar.api.model",
+    "encode": "jaxar.api.encoding",
+    "evaluate": "jaxar.api.evaluation",
+    "evaluate_images": "jaxar.api.evaluation",
+    "export": "jaxar.api.exporting",
     "grid": "jaxar.picture",
+    "load": "jaxar.api.loading",
     "to_pil": "jaxar.picture",
+    "train": "jaxar.api.training",
 }
 
-__all__ = ["Model", "evaluate", "grid", "load", "to_pil", "train"]
+__all__ = [
+    "Model",
+    "encode",
+    "evaluate",
+    "evaluate_images",
+    "export",
+    "grid",
+    "load",
+    "to_pil",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

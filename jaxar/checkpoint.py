@@ -99,6 +99,10 @@ class Checkpoints:
             would cast dtypes without a word.
         """
         stored = self._manager.item_metadata(step)["state"].tree
+        if part and part not in stored:
+            raise ConfigError(
+                f"Checkpoint {step} in {self.folder} holds converted weights, no {part!r}."
+            )
         problems = tree.differences(stored[part] if part else stored, shapes, dtypes=True)
         if problems:
             raise ConfigError(
@@ -122,6 +126,15 @@ class Checkpoints:
 def exist(workdir: str | Path) -> bool:
     """Returns whether a directory holds any finished checkpoint."""
     return any((Path(workdir) / FOLDER).glob("[0-9]*"))
+
+
+def converted(workdir: str | Path) -> bool:
+    """Returns whether the newest checkpoint holds converted weights and no training state."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    latest = checkpoints.latest()
+    found = latest is not None and "weights" in checkpoints.record(latest)
+    checkpoints.close()
+    return found
 
 
 def placed(shapes: Any, shardings: Any) -> Any:

@@ -23,6 +23,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxar.ranges import RULES
+
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (Path("configs"), _PACKAGE / "configs", _PACKAGE.parent / "configs")
 # What reading hostile text with `ast` can raise.
@@ -133,6 +135,17 @@ def _advice(near: list[str], known: list[str]) -> str:
 
 
 # Words.
+
+
+def read_spec(field: str, text: str, like: ConfigDict) -> ConfigDict:
+    """Returns the part that words describe: a name, `token`, or a call, `cell(height=4, width=4)`.
+
+    Args:
+      field: What to call it in errors.
+      text: The words.
+      like: A part of the kind, whose arguments tell the types wanted.
+    """
+    return ConfigDict(_read_part(field, text, _plain(like)))
 
 
 def _read(key: str, text: str, present: Any) -> Any:
@@ -346,105 +359,11 @@ def _leaves(config: ConfigDict) -> dict[str, Any]:
     return {path: value for path, value in _nodes(_plain(config)) if not isinstance(value, dict)}
 
 
-# Ranges.
-
-_Rule = tuple[Callable[[Any], bool], str]
-
-
-def _number(fits: Callable[[float], bool], allowed: str) -> _Rule:
-    return lambda value: type(value) in (int, float) and fits(value), allowed
-
-
-def _whole(low: int) -> _Rule:
-    return lambda value: type(value) is int and value >= low, f"a whole number of at least {low}"
-
-
-def _sizes(count: int) -> _Rule:
-    return (
-        lambda value: (
-            isinstance(value, tuple) and len(value) == count and all(map(_whole(1)[0], value))
-        ),
-        f"a tuple of {count} whole numbers of at least 1",
-    )
-
-
-def _choice(*names: str) -> _Rule:
-    return lambda value: value in names, " or ".join(map(repr, names))
-
-
-_TEXT = lambda value: isinstance(value, str) and value != "", "a word"
-_BOOL = lambda value: isinstance(value, bool), "True or False"
-_PART = lambda value: isinstance(value, dict) and "name" in value, "a part: spec(name, ...)"
-_POSITIVE = _number(lambda value: value > 0, "above 0")
-_NOT_NEGATIVE = _number(lambda value: value >= 0, "at least 0")
-_SHARE = _number(lambda value: 0 <= value <= 1, "from 0 to 1")
-_BELOW_ONE = _number(lambda value: 0 <= value < 1, "at least 0 and below 1")
-_SEED = (
-    lambda value: type(value) is int and 0 <= value <= 2**31 - 3,
-    "a whole number from 0 to 2147483645",
-)
-_AXIS = lambda value: value == -1 or _whole(1)[0](value), "-1 (what remains) or at least 1"
-
-# What a field may be, where a config has it. The arguments of parts are also checked by the parts.
-_RULES: dict[str, _Rule] = {
-    "name": _TEXT,
-    "*.name": _TEXT,
-    "seed": _SEED,
-    "steps": _whole(1),
-    "batch_size": _whole(1),
-    "data": _PART,
-    "data_shape": _sizes(3),
-    "num_classes": _whole(1),
-    "workers": _whole(0),
-    "tokenizer": _PART,
-    "plan": _PART,
-    "context": _choice("noisy", "clean"),
-    "label_dropout": _SHARE,
-    "flow.path": _PART,
-    "flow.time": _PART,
-    "model": _PART,
-    "model.width": _whole(1),
-    "model.depth": _sizes(2),
-    "model.heads": _whole(1),
-    "model.mlp_ratio": _POSITIVE,
-    "model.dropout": _BELOW_ONE,
-    "model.attention_dropout": _BELOW_ONE,
-    "model.time_scale": _POSITIVE,
-    "model.dtype": _choice("float32", "bfloat16"),
-    "model.remat": _BOOL,
-    "optimizer.base_learning_rate": _POSITIVE,
-    "optimizer.final_learning_rate": _NOT_NEGATIVE,
-    "optimizer.warmup_steps": _whole(0),
-    "optimizer.decay_fraction": _SHARE,
-    "optimizer.beta1": _BELOW_ONE,
-    "optimizer.beta2": _BELOW_ONE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.clip_norm": _POSITIVE,
-    "ema": _BELOW_ONE,
-    "sample.steps": _whole(1),
-    "sample.shift": _POSITIVE,
-    "sample.guidance": _number(lambda value: value >= 1, "at least 1"),
-    "sample.low": _SHARE,
-    "sample.high": _SHARE,
-    "sample.dtype": _choice("float32", "float64"),
-    "sample.every": _whole(0),
-    "sample.per_class": _whole(1),
-    "sample.classes": _whole(1),
-    "evaluation": _PART,
-    "evaluation.per_class": _whole(1),
-    "checkpoint.every": _whole(1),
-    "checkpoint.keep": _whole(1),
-    "checkpoint.keep_every": _whole(0),
-    "log_every": _whole(1),
-    "mesh.*": _AXIS,
-}
-
-
 def check(config: ConfigDict) -> None:
     """Returns None if every field is in its range; else raises ConfigError about the first."""
     nodes = dict(_nodes(_plain(config)))
     for path, value in nodes.items():
-        for pattern, (fits, allowed) in _RULES.items():
+        for pattern, (fits, allowed) in RULES.items():
             if fnmatchcase(path, pattern) and not fits(value):
                 raise ConfigError(f"{path} must be {allowed}, not {value!r}.")
     steps, warmup = nodes.get("steps", math.inf), nodes.get("optimizer.warmup_steps", 0)

@@ -26,12 +26,43 @@ examples:
       train the paper's base model on all devices
   python -m jaxar.main --config=configs/xar_digits.py --mode=sample --labels=3,1,4
       draw from the newest checkpoint
+  python -m jaxar.main --config=xar_b --mode=sample --weights=xAR-B.pth --tokenizer=kl16.ckpt
+      draw from released weights
+  python -m jaxar.main --mode=evaluate --samples=images/ --network=inception.pth --reference=adm.npz
+      FID, sFID, Inception Score, precision, recall and KID of any images
+  python -m jaxar.main --config=xar_b --mode=encode --source=/data/imagenet/train \\
+      --tokenizer=kl16.ckpt --output=/data/latents
+      cache the latents of a folder of images
   python -m jaxar.main --config=configs/xar_b.py --dry_run
       print the parameters and stop; needs no data
 
 any field of the config is a flag of its own: --config.batch_size=512, --config.plan=token,
 --config.plan="cell(height=4, width=4)"; --print_config shows them all.
 """
+
+MODES = {
+    "train": "also samples and evaluates at the end; resumes by itself (default)",
+    "sample": "draw a grid, or the classes of --labels",
+    "evaluate": "draw samples and judge them, or judge the images of --samples",
+    "convert": "released weights (--source) to a checkpoint in --workdir",
+    "export": "a model to a folder (--output) that jaxar.load reads",
+    "encode": "images (--source) to a cache of latents (--output)",
+}
+
+BELONGS = {
+    "workdir": ("train", "sample", "evaluate", "convert", "export"),
+    "weights": ("sample", "evaluate", "export"),
+    "tokenizer": tuple(MODES),
+    "source": ("convert", "encode"),
+    "output": ("evaluate", "export", "encode"),
+    "labels": ("sample",),
+    "seed": ("sample",),
+    "step": ("sample", "evaluate", "export"),
+    "samples": ("evaluate",),
+    "network": ("evaluate",),
+    "reference": ("evaluate",),
+}
+"""The modes that each flag means something to; elsewhere it is refused."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,22 +74,26 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    flags.add_argument("--config", required=True, help="a file of configs/, or its bare name")
-    flags.add_argument(
-        "--workdir", help="where checkpoints and pictures go (default: runs/<name of the config>)"
+    add = flags.add_argument
+    add("--config", help="a file of configs/, or its bare name; needed but with --samples")
+    modes = "; ".join(f"{mode}: {what}" for mode, what in MODES.items())
+    add("--mode", choices=tuple(MODES), default="train", help=modes)
+    add("--workdir", help="where checkpoints and pictures go (default: runs/<name of the config>)")
+    add("--weights", help="released weights to use instead of a run: .pth, .ckpt, .safetensors")
+    add("--tokenizer", help="weights of the autoencoder: a file, an exported folder or a run")
+    add(
+        "--source",
+        help="convert: a weights file; encode: a folder of class folders, or a data part",
     )
-    flags.add_argument(
-        "--mode",
-        choices=("train", "sample", "evaluate"),
-        default="train",
-        help="train: also samples and evaluates at the end; resumes by itself (default)",
-    )
-    flags.add_argument("--labels", help="classes to draw in --mode=sample: 3,1,4 (default: a grid)")
-    flags.add_argument("--seed", type=int, help="seed of --mode=sample (default: 0)")
-    flags.add_argument(
-        "--dry_run", action="store_true", help="check the config, print its parameters and stop"
-    )
-    flags.add_argument("--print_config", action="store_true", help="print every value and stop")
+    add("--output", help="folder to write")
+    add("--labels", help="classes to draw: 3,1,4 (default: a grid)")
+    add("--seed", type=int, help="seed of the samples (default: 0); training has --config.seed")
+    add("--step", type=int, help="checkpoint of the run (default: the newest)")
+    add("--samples", help="folder or .npz of images to judge; needs no config")
+    add("--network", help="weights of the Inception network (.pth, .pb), or 'digits'")
+    add("--reference", help="statistics or images to compare with (.npz, a folder), or 'data'")
+    add("--dry_run", action="store_true", help="check the config, print its parameters and stop")
+    add("--print_config", action="store_true", help="print every value and stop")
     return flags
 
 
@@ -67,13 +102,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser()
     known, rest = flags.parse_known_args(argv)
     try:
+        _require_fitting(known)
         overrides = _assignments(rest)
+        if known.samples:
+            _judge_images(known, overrides)
+            return
+        if known.tokenizer:
+            overrides.append(f"autoencoder.weights={known.tokenizer!r}")
         config = configs.override(configs.load(known.config), overrides)
         configs.check(config)
-        if known.mode != "sample" and (known.labels is not None or known.seed is not None):
-            raise configs.ConfigError(
-                "--labels and --seed belong to --mode=sample; training has --config.seed."
-            )
         if known.print_config:
             print(configs.render(config))
             return
@@ -89,30 +126,99 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
     """Does what the flags ask of a config; `overrides` are the fields set on the command line."""
     from pathlib import Path
 
-    from jaxar import api
+    from jaxar.api import setup
     from jaxar.data.loader import DataError
     from jaxar.training.loop import DivergedError
 
     if flags.dry_run:
-        print(api.parameter_table(api.prepare(config).system))
+        print(setup.parameter_table(setup.prepare(config).system))
         return
-    workdir = Path(flags.workdir) if flags.workdir else api.default_workdir(config.name)
-    if flags.mode == "train":
-        try:
-            model = api.train(config, workdir=workdir)
-        except (DataError, DivergedError) as error:
-            print(f"the run stopped: {error}", file=sys.stderr)
-            raise SystemExit(STOPPED) from error
-        if config.evaluation.name != "none":
-            api.evaluate(model, workdir=workdir)
-        return
-    model = api.load(config.name, workdir=workdir, overrides=overrides)
+    workdir = Path(flags.workdir) if flags.workdir else setup.default_workdir(config.name)
+    act = {"train": _train, "convert": _convert, "encode": _encode}.get(flags.mode, _use)
+    try:
+        act(config, flags, overrides, workdir)
+    except (DataError, DivergedError) as error:
+        print(f"the run stopped: {error}", file=sys.stderr)
+        raise SystemExit(STOPPED) from error
+
+
+def _train(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workdir: Any) -> None:
+    from jaxar.api import evaluation, training
+
+    model = training.train(config, workdir=workdir)
+    if evaluation.is_ready(config):
+        evaluation.evaluate(model, workdir=workdir)
+
+
+def _convert(config: Any, flags: argparse.Namespace, overrides: Any, workdir: Any) -> None:
+    from jaxar.api import exporting
+
+    exporting.convert(config, flags.source, workdir=workdir)
+
+
+def _encode(config: Any, flags: argparse.Namespace, overrides: Any, workdir: Any) -> None:
+    from jaxar.api import encoding
+
+    encoding.encode(config, flags.source, flags.output)
+
+
+def _use(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workdir: Any) -> None:
+    """Samples, evaluates or exports a trained or released model."""
+    from jaxar.api import evaluation, exporting, loading, training
+
+    overrides = [*overrides, *_evaluation_overrides(config, flags)]
+    if flags.weights:
+        model = loading.load(flags.config, weights=flags.weights, overrides=overrides)
+    else:
+        model = loading.load(config.name, workdir=workdir, step=flags.step, overrides=overrides)
     if flags.mode == "evaluate":
-        api.evaluate(model, workdir=workdir)
+        evaluation.evaluate(model, workdir=workdir, output=flags.output)
+    elif flags.mode == "export":
+        exporting.export(model, flags.output, result=workdir / training.RESULT)
     else:
         seed = flags.seed or 0
         path = workdir / f"samples_seed{seed}.png"
-        api.draw(model, path, labels=_labels(flags.labels), seed=seed)
+        training.draw({"": model}, path, labels=_labels(flags.labels), seed=seed)
+
+
+def _judge_images(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from jaxar.api import evaluation
+
+    if overrides or flags.config:
+        raise configs.ConfigError("--samples are judged as they are: leave --config out.")
+    evaluation.evaluate_images(
+        flags.samples,
+        network=flags.network or "",
+        reference=flags.reference or "",
+        output=flags.output,
+    )
+
+
+def _evaluation_overrides(config: Any, flags: argparse.Namespace) -> list[str]:
+    """Returns the fields of config.evaluation that --network and --reference set."""
+    given = {k: getattr(flags, k) for k in ("network", "reference") if getattr(flags, k)}
+    if not given:
+        return []
+    if config.evaluation.name != "fidelity":
+        arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        return [f"evaluation=fidelity({arguments})"]
+    return [f"evaluation.{key}={value!r}" for key, value in given.items()]
+
+
+def _require_fitting(flags: argparse.Namespace) -> None:
+    """Raises ConfigError where a flag is missing, or given to a mode it means nothing to."""
+    mode = flags.mode
+    for name, modes in BELONGS.items():
+        if getattr(flags, name) is not None and mode not in modes:
+            raise configs.ConfigError(
+                f"--{name} belongs to --mode={' or --mode='.join(modes)}, not to --mode={mode}."
+            )
+    needed = {"convert": ["source"], "encode": ["source", "output"], "export": ["output"]}
+    missing = [name for name in needed.get(mode, []) if getattr(flags, name) is None]
+    if flags.config is None and flags.samples is None:
+        missing.append("config")
+    if missing:
+        raise configs.ConfigError(f"--mode={mode} needs --{' and --'.join(missing)}.")
 
 
 def _assignments(rest: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Pictures for people: PIL images, labelled grids and curves. Nothing here is needed to compute."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+ROUNDING = "8 bits as round(255 (x + 1) / 2), halves to even, clipped to [0, 255]"
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -32,6 +35,22 @@ def to_pil(images: np.ndarray) -> "list[Image.Image]":
         )
     pixels = to_uint8(images)
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def save_png(image: np.ndarray, file: Any, text: Mapping[str, Any]) -> None:
+    """Writes one (h, w, c) image in [-1, 1] as PNG, with numbers about it as text chunks.
+
+    Args:
+      image: c is 1 or 3.
+      file: Path or open binary file.
+      text: What to note, by name.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    notes = PngInfo()
+    for key, value in text.items():
+        notes.add_text(key, str(value))
+    to_pil(image[None])[0].save(file, format="PNG", pnginfo=notes)
 
 
 def grid(
@@ -73,6 +92,23 @@ def grid(
         middle = gap * zoom + row * step_y + height * zoom // 2
         pen.text((left // 2 + 2, middle), name, fill=(255, 255, 255), anchor="mm")
     return sheet
+
+
+def side_by_side(sheets: "Sequence[Image.Image]", titles: Sequence[str] = ()) -> "Image.Image":
+    """Returns pictures of one height in a row, each under its title where there are titles."""
+    from PIL import Image, ImageDraw
+
+    top = 18 if titles else 0
+    width, height = sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)
+    whole = Image.new("RGB", (width, height + top), (90, 90, 90))
+    pen, left = ImageDraw.Draw(whole), 0
+    for i, sheet in enumerate(sheets):
+        whole.paste(sheet, (left, top))
+        if titles:
+            middle = left + sheet.width // 2
+            pen.text((middle, top // 2), titles[i], fill=(255, 255, 255), anchor="mm")
+        left += sheet.width
+    return whole
 
 
 def curve(history: Sequence[dict[str, Any]], path: Path) -> None:

@@ -1,12 +1,14 @@
 """Names of parts in configs, and the constructors they stand for.
 
 The only file that sees every part. `build(kind, spec)` makes one part; `build_system(config)` makes
-the whole. Adding a part means adding one row.
+the whole; `convert(name, ...)` reads released weights of a network. Adding a part means adding one
+row.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,14 +16,50 @@ import jax
 from jaxar import plan
 from jaxar.backbones.xar import XAR
 from jaxar.config import ConfigDict, ConfigError
+from jaxar.convert import inception as inception_weights
+from jaxar.convert import kl_vae
+from jaxar.convert import xar as xar_weights
+from jaxar.convert.files import read_state
+from jaxar.convert.graph_def import read_constants
 from jaxar.data import folder, glyphs, latents, source, tfds
 from jaxar.flow import path, time
 from jaxar.flow.guidance import Guidance
 from jaxar.heads.flow import FlowHead
-from jaxar.metrics.recognition import NoEvaluation, Recognition
+from jaxar.metrics import inception
+from jaxar.metrics.evaluation import Fidelity, NoEvaluation, Recognition
+from jaxar.models.autoencoder import Autoencoding
+from jaxar.models.perceptual import Features
 from jaxar.system import Settings, System
 from jaxar.tokenizers.moments import Moments
 from jaxar.tokenizers.patch import Patch
+from jaxar.tokenizers.vae import KLAutoencoder
+from jaxar.typing import Params
+
+
+def read_inception(path: str | Path) -> Params:
+    """Returns the parameters of the 2015 Inception network, as NumPy arrays.
+
+    Args:
+      path: File in torch-fidelity's, pytorch-fid's or TensorFlow's (.pb) layout.
+
+    Raises:
+      ValueError: it does not hold the network; one sentence says why.
+    """
+    if Path(path).suffix == ".pb":
+        return inception_weights.from_graph_def(read_constants(path), inception.shapes)
+    with read_state(path) as state:
+        return inception_weights.from_state_dict(state, inception.shapes)
+
+
+def _no_features() -> None:
+    """Returns no feature network."""
+
+
+def _inception_maps(weights: str) -> Features:
+    """Returns the feature network of a file with Inception's weights."""
+    params = jax.device_put(read_inception(weights))
+    return functools.partial(inception.maps, params)
+
 
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "data": {
@@ -41,8 +79,11 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "image": plan.image,
     },
     "model": {"xar": XAR},
+    "autoencoder": {"kl": KLAutoencoder},
+    "loss": {"autoencoder": Autoencoding},
+    "perceptual": {"none": _no_features, "inception": _inception_maps},
     "path": {"linear": path.Linear, "cosine": path.Cosine},
-    "evaluation": {"none": NoEvaluation, "recognition": Recognition},
+    "evaluation": {"none": NoEvaluation, "recognition": Recognition, "fidelity": Fidelity},
     "time": {"uniform": time.Uniform, "logit_normal": time.LogitNormal, "shifted": time.Shifted},
 }
 
@@ -86,8 +127,48 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
         raise ConfigError(f"config.{kind}: {error}") from error
 
 
-def build_system(config: Any) -> System:
+CONVERTERS: dict[str, Callable[[Mapping[str, Any], Any], Params]] = {
+    "xar": xar_weights.from_state_dict,
+    "kl_autoencoder": kl_vae.from_state_dict,
+}
+"""Reader of released weights for each network: (state, template) -> parameters."""
+
+
+def convert(name: str, state: Mapping[str, Any], template: Any) -> Params:
+    """Returns the parameters of a network that released weights hold.
+
+    Args:
+      name: Row of `CONVERTERS`.
+      state: Arrays by key of the release.
+      template: Parameter tree of arrays or shapes.
+
+    Raises:
+      ValueError: nothing was released for this network, or the weights are not of it.
+    """
+    if name not in CONVERTERS:
+        raise ValueError(f"no released weights are known for {name!r}, but for {list(CONVERTERS)}")
+    return CONVERTERS[name](state, template)
+
+
+def build_system(config: Any) -> Any:
     """Returns the system of a config, without parameters, data or devices."""
+    if config.system not in SYSTEMS:
+        raise ConfigError(
+            f"config.system has no choice {config.system!r}: choose one of {sorted(SYSTEMS)}."
+        )
+    return SYSTEMS[config.system](config)
+
+
+def build_autoencoder(config: Any) -> Any:
+    """Returns the template of the autoencoder whose latents a system models, or None."""
+    arguments = {k: v for k, v in config.autoencoder.items() if k != "weights"}
+    if arguments == {"name": "none"}:
+        return None
+    make = functools.partial(_make_autoencoder, arguments)
+    return jax.eval_shape(make, jax.random.key(0))
+
+
+def _next_x(config: Any) -> System:
     shape = tuple(config.data_shape)
     tokenizer = build("tokenizer", config.tokenizer)
     try:
@@ -112,6 +193,17 @@ def build_system(config: Any) -> System:
     )
 
 
+def _autoencoder(config: Any) -> Autoencoding:
+    features = build("perceptual", config.perceptual)
+    shape, classes = tuple(config.data_shape), config.num_classes
+    arguments = {**config.model, "name": "kl"}
+    make = functools.partial(_make_autoencoder, arguments)
+    return build("loss", config.loss, make, shape, classes, perceptual=features)
+
+
+SYSTEMS = {"next_x": _next_x, "autoencoder": _autoencoder}
+
+
 def build_settings(config: Any, **changes: Any) -> Settings:
     """Returns the sampling settings of a config; `changes` replace fields of `config.sample`."""
     given = {**config.sample, **{k: v for k, v in changes.items() if v is not None}}
@@ -127,3 +219,7 @@ def build_settings(config: Any, **changes: Any) -> Settings:
 
 def _make(model: Any, entities: plan.Plan, channels: int, classes: int, key: jax.Array) -> Any:
     return build("model", model, entities, channels, classes, key=key)
+
+
+def _make_autoencoder(arguments: Mapping[str, Any], key: jax.Array) -> Any:
+    return build("autoencoder", arguments, key=key)

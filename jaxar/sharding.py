@@ -87,6 +87,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), found.values())
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of host arrays on the devices of the mesh, sharded by the table."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
 def _sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     for suffix, logical in RULES:
         if path == suffix or path.endswith("/" + suffix):

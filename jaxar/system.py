@@ -10,7 +10,7 @@ Nothing here knows a mesh or a file.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,27 @@ from jaxar.typing import Array, Float, Int, Params
 
 NoiseSource = Callable[[Any, Any, tuple[int, int]], Array]
 """noise(entity, draw, (tokens, channels)) -> (b, tokens, channels); the numbers may be traced."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What training needs of a system, of whatever kind.
+
+    Attributes:
+      shows: What its pictures show: "samples", or "reconstructions" of the data.
+    """
+
+    shows: str
+
+    def init(self, key: Array) -> Params:
+        """Returns initial parameters."""
+        ...
+
+    def loss(
+        self, params: Params, batch: dict[str, Array], key: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Returns the loss of a batch, {"data", "label", "step"}, and metrics."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +103,7 @@ class System:
       num_classes: Labels lie in [0, num_classes).
       label_dropout: Share of labels replaced by "no class" in training.
       shape: (h, w, c) of one example of the data.
+      shows: What pictures of the system show: it can `sample`.
     """
 
     tokenizer: Tokenizer
@@ -92,6 +114,8 @@ class System:
     num_classes: int
     label_dropout: float
     shape: tuple[int, int, int]
+
+    shows = "samples"
 
     @property
     def channels(self) -> int:

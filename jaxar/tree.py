@@ -1,8 +1,10 @@
 """Nested dicts of arrays by path: "encoder/blocks/mlp/up/kernel"."""
 
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -46,3 +48,16 @@ def differences(given: Any, wanted: Any, *, dtypes: bool = False) -> list[str]:
 def count(tree: Any) -> int:
     """Returns how many numbers a tree of arrays or shapes holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def digest(tree: Any) -> str:
+    """Returns a SHA-256 over paths, shapes, dtypes and bytes of all leaves, in hexadecimal.
+
+    Equal trees have equal digests, whatever files they came from.
+    """
+    total = hashlib.sha256()
+    for path, leaf in sorted(paths(tree).items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        total.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        total.update(array.data)
+    return total.hexdigest()

@@ -31,6 +31,8 @@ def shrunk(name, *overrides):
         "checkpoint.every=2",
     ]
     config = configs.load(name)
+    fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
+    small = [word for word in small if word.split("=")[0] in fields]
     if config.data_shape == (16, 16, 32):  # the paper's latents: four cells still, of 2 x 2
         small += ["data_shape=(4,4,32)", "plan.height=2", "plan.width=2"]
     return configs.override(config, [*small, *overrides])

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxar"
 # Each part may import from itself, from parts of earlier lines, and from the leaves.
 ORDER = (
     ("typing",),
-    ("tree", "config", "keys"),
+    ("tree", "ranges"),
+    ("config", "keys", "console", "files"),
     ("resize",),
     ("plan", "flow"),
     ("nn",),
@@ -23,7 +24,7 @@ ORDER = (
     ("main", ""),
 )
 LEAVES = ("sharding", "checkpoint", "data", "metrics", "convert", "picture")
-LEAVES_SEE = ("typing", "tree", "config")
+LEAVES_SEE = ("typing", "tree", "config", "files", "resize")
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

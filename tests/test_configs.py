@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import api
 from jaxar import config as configs
+from jaxar.api import loading, setup, training
+from jaxar.api.model import Model
 from jaxar.flow.guidance import Guidance
 from jaxar.nn.module import bind
 from jaxar.system import Settings
@@ -29,12 +30,15 @@ def test_config_is_valid_and_named_as_its_file(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_samples_and_restores(name, tmp_path, monkeypatch):
     config = shrunk(name)
-    monkeypatch.setattr(api, "open_source", lambda config, **_: arrays(config))
-    trained = api.train(config, workdir=tmp_path)
-    images = trained.sample([0, 1, 0, 1], seed=3)
-    assert np.isfinite(images).all()
+    monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config))
+    trained = training.train(config, workdir=tmp_path)
+    if trained.system.shows == "samples":
+        made = trained.sample([0, 1, 0, 1], seed=3)
+    else:
+        made = trained.system.reconstruct(trained.params, np.zeros((2, *trained.system.shape)))
+    assert np.isfinite(made).all()
 
-    restored = api.load(name, workdir=tmp_path)
+    restored = loading.load(name, workdir=tmp_path)
     assert restored.step == config.steps
     chex.assert_trees_all_equal(trained.params, restored.params)
 
@@ -142,7 +146,7 @@ def test_teacher_forcing_equals_noisy_context_where_the_past_is_clean():
 
 def test_second_call_does_not_compile_again():
     config, system, params = system_and_params("xar_digits")
-    model = api.Model(config, system, params, api.prepare(config).mesh)
+    model = Model(config, system, params, setup.prepare(config).mesh)
     model.sample([1, 2], steps=2, guidance=2.0)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -173,6 +177,6 @@ def test_second_call_does_not_compile_again():
 )
 def test_bad_requests_name_the_range(labels, options, message):
     config, system, params = system_and_params("xar_digits")
-    model = api.Model(config, system, params, api.prepare(config).mesh)
+    model = Model(config, system, params, setup.prepare(config).mesh)
     with pytest.raises(ValueError, match=message):
         model.sample(labels, **options)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxar.data import folder, glyphs, latents, loader, source, tfds, transform
+from jaxar.data import folder, glyphs, latents, loader, source, tfds, transform, writer
 
 RNG = np.random.default_rng(0)
 
@@ -453,7 +453,7 @@ def examples(count=10, shape=(3, 2, 4), mirrored=True):
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_latent_records_round_trip(tmp_path, dtype, mirrored):
     options = dict(num_classes=3, dtype=dtype, shard_size=4, extra={"tokenizer": "kl16"})
-    assert latents.write_latents(str(tmp_path), examples(mirrored=mirrored), **options) == 10
+    assert writer.write_latents(str(tmp_path), examples(mirrored=mirrored), **options) == 10
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
     assert len(list(tmp_path.glob("*.array_record"))) == 3
     data = latents.LatentRecords(path=str(tmp_path))
@@ -470,7 +470,7 @@ def test_latent_records_round_trip(tmp_path, dtype, mirrored):
 
 
 def test_latent_records_in_batches(tmp_path):
-    latents.write_latents(str(tmp_path), examples(), num_classes=3, shard_size=4)
+    writer.write_latents(str(tmp_path), examples(), num_classes=3, shard_size=4)
     data = latents.LatentRecords(path=str(tmp_path))
     whole = read(data, batch_size=4, seed=1, count=4)
     same(whole[2:], read(data, batch_size=4, seed=1, start=2, count=2))
@@ -478,7 +478,7 @@ def test_latent_records_in_batches(tmp_path):
 
 def test_flipped_bits_in_records(tmp_path):
     noise = ((RNG.normal(size=(8, 8, 4)), None, 0) for _ in range(10))
-    latents.write_latents(str(tmp_path), noise, num_classes=1, shard_size=5)
+    writer.write_latents(str(tmp_path), noise, num_classes=1, shard_size=5)
     shard = tmp_path / "latents-00001.array_record"
     clean = [latents.LatentRecords(path=str(tmp_path)).read(i, RNG) for i in range(10)]
     content = bytearray(shard.read_bytes())
@@ -505,9 +505,9 @@ def test_manifest_is_checked(tmp_path):
             latents.LatentRecords(path=str(tmp_path))
 
     refused("has no manifest")
-    latents.write_latents(str(tmp_path), examples(), num_classes=3, shard_size=4)
+    writer.write_latents(str(tmp_path), examples(), num_classes=3, shard_size=4)
     with pytest.raises(ValueError, match="already holds"):
-        latents.write_latents(str(tmp_path), examples(), num_classes=3)
+        writer.write_latents(str(tmp_path), examples(), num_classes=3)
     path = tmp_path / "manifest.json"
     good = json.loads(path.read_text())
     for change, text in (
@@ -540,9 +540,9 @@ def test_write_latents_refuses(tmp_path):
         ([(x * np.nan, x, 0)], "finite"),
     ):
         with pytest.raises(ValueError, match=text):
-            latents.write_latents(str(tmp_path), wrong, num_classes=3)
+            writer.write_latents(str(tmp_path), wrong, num_classes=3)
     with pytest.raises(ValueError, match="finite as float16"):
-        latents.write_latents(str(tmp_path), [(x + 1e6, None, 0)], num_classes=3, dtype="float16")
+        writer.write_latents(str(tmp_path), [(x + 1e6, None, 0)], num_classes=3, dtype="float16")
     assert not (tmp_path / "manifest.json").exists()
 
 

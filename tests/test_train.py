@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import api, checkpoint, sharding
+from jaxar import checkpoint, sharding
 from jaxar import config as configs
+from jaxar.api import loading, setup, training
+from jaxar.api.model import Model
 from jaxar.config import ConfigError
 from jaxar.keys import key_for
 from jaxar.training.loop import DivergedError, fit
@@ -81,7 +83,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, tmp_path, monkeypatch):
     config = shrunk(
         name, "steps=40", "model.dropout=0.1", "model.attention_dropout=0.1", "checkpoint.every=20"
     )
-    monkeypatch.setattr(api, "open_source", lambda config, **_: arrays(config))
+    monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config))
     once = run(config, tmp_path / "once")
 
     class Killed(BaseException):
@@ -107,11 +109,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, tmp_path, monkeypatch):
 
 
 def run(config, workdir):
-    prepared = api.prepare(config)
+    prepared = setup.prepare(config)
     workdir.mkdir(exist_ok=True)
-    return fit(
-        prepared.system, arrays(config), config, workdir, prepared.mesh, lambda params, step: None
-    )
+    return fit(prepared.system, arrays(config), config, workdir, prepared.mesh, lambda *_: None)
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
@@ -146,10 +146,10 @@ def test_sharded_equals_unsharded(mesh):
 def test_sharded_sampling_equals_unsharded():
     config, system, params = system_and_params("xar_digits")
     labels = [1, 2, 3]
-    one = api.Model(config, system, params, sharding.make_mesh(dict(data=1, fsdp=1, tensor=1)))
+    one = Model(config, system, params, sharding.make_mesh(dict(data=1, fsdp=1, tensor=1)))
     mesh = sharding.make_mesh(dict(data=4, fsdp=1, tensor=2))
     places = sharding.shardings(params, mesh)
-    many = api.Model(config, system, jax.device_put(params, places), mesh)
+    many = Model(config, system, jax.device_put(params, places), mesh)
     np.testing.assert_allclose(many.sample(labels), one.sample(labels), atol=1e-4)
 
 
@@ -177,7 +177,7 @@ def test_a_run_of_nothing_finite_stops_with_advice(tmp_path, monkeypatch):
     config = shrunk("xar_digits", "steps=40")
     source = arrays(config)
     source._data[:] = np.nan
-    prepared = api.prepare(config)
+    prepared = setup.prepare(config)
     with pytest.raises(DivergedError, match="learning_rate"):
         fit(prepared.system, source, config, tmp_path, prepared.mesh, lambda *_: None)
 
@@ -243,12 +243,12 @@ def test_restoring_another_model_lists_the_differences(tmp_path):
 
 
 def test_a_workdir_of_another_run_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "open_source", lambda config, **_: arrays(config))
-    api.train(shrunk("xar_digits"), workdir=tmp_path)
+    monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config))
+    training.train(shrunk("xar_digits"), workdir=tmp_path)
     with pytest.raises(ConfigError, match=r"model\.width: 32 here, 16 there"):
-        api.train(shrunk("xar_digits", "model.width=32"), workdir=tmp_path)
+        training.train(shrunk("xar_digits", "model.width=32"), workdir=tmp_path)
     with pytest.raises(ConfigError, match="'xar_digits', not of 'xar_b'"):
-        api.load("xar_b", workdir=tmp_path)
-    monkeypatch.setattr(api, "open_source", lambda config, **_: arrays(config, count=13))
+        loading.load("xar_b", workdir=tmp_path)
+    monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config, count=13))
     with pytest.raises(ConfigError, match="other data"):
-        api.train(shrunk("xar_digits", "steps=6"), workdir=tmp_path)
+        training.train(shrunk("xar_digits", "steps=6"), workdir=tmp_path)

@@ -4,26 +4,14 @@ A record holds the moments of an image and, mostly, those of its mirror image; w
 read is drawn at random. Moments are mean and log-variance, stacked along the channels.
 """
 
-import json
 import os
-import zlib
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxar.data.folder import list_classes
-from jaxar.data.records import (
-    FORMAT,
-    LABELS,
-    MANIFEST,
-    Layout,
-    Replacing,
-    Shard,
-    read_labels,
-    read_manifest,
-)
-from jaxar.data.source import BadRecord, check_labels
+from jaxar.data.records import LABELS, Layout, read_labels, read_manifest
+from jaxar.data.source import BadRecord
 from jaxar.data.transform import coin
 
 _MAX_MEMBER = 1 << 28  # bytes of one array; more is no latent but a trap
@@ -162,67 +150,3 @@ def _finite(data: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(data).all():
         raise BadRecord(f"{name}: the latent is not finite")
     return data
-
-
-def write_latents(
-    path: str,
-    examples: Iterable[tuple[np.ndarray, np.ndarray | None, int]],
-    *,
-    num_classes: int,
-    dtype: str = "float32",
-    shard_size: int = 8192,
-    extra: Mapping[str, Any] | None = None,
-) -> int:
-    """Returns the number of latents written as a folder that `LatentRecords` reads.
-
-    Shards get their name when they are complete and the manifest is written last, so a folder with
-    a manifest is a whole one. A run that was cut short is simply repeated.
-
-    Args:
-      path: Folder, created if need be, without a manifest.
-      examples: (moments (h, w, 2c), the same of the mirror image or None, label) of each record.
-      num_classes: Labels have to lie in [0, num_classes).
-      dtype: "float32" or "float16", how moments are stored.
-      shard_size: Records in a shard.
-      extra: More entries of the manifest that JSON can hold, such as the name of the autoencoder.
-
-    Raises:
-      ValueError: the folder is in use, there are no examples, or one does not fit the others.
-    """
-    root = os.path.expanduser(path)
-    if os.path.exists(os.path.join(root, MANIFEST)):
-        raise ValueError(f"{root} already holds latents: choose another folder or remove it.")
-    os.makedirs(root, exist_ok=True)
-    layout, labels, shards, writer = None, [], [], None
-    for moments, mirrored, label in examples:
-        layout = layout or Layout(np.shape(moments), dtype, mirrored is not None)
-        check_labels(np.atleast_1d(label), num_classes, f"latent {len(labels)}")
-        record = layout.encode(moments, mirrored, label)
-        writer = writer or Shard(root, len(shards))
-        writer.write(record)
-        labels.append(label)
-        if writer.count == shard_size:
-            shards.append(writer.close())
-            writer = None
-    if layout is None:
-        raise ValueError(f"There are no latents to write to {root}.")
-    if writer:
-        shards.append(writer.close())
-
-    stored = np.asarray(labels, np.int32)
-    with Replacing(os.path.join(root, LABELS)) as file:
-        np.save(file, stored)
-    manifest = {
-        **(extra or {}),
-        "format": FORMAT,
-        "shape": list(layout.shape),
-        "dtype": layout.dtype,
-        "flip": layout.flip,
-        "num_classes": num_classes,
-        "count": len(labels),
-        "labels_crc32": zlib.crc32(stored.tobytes()),
-        "shards": shards,
-    }
-    with Replacing(os.path.join(root, MANIFEST)) as file:
-        file.write(json.dumps(manifest, indent=1).encode())
-    return len(labels)

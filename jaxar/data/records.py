@@ -1,5 +1,7 @@
 """The folder that `latents.LatentRecords` reads: shards of records, labels and a manifest.
 
+`writer.LatentWriter` makes it.
+
 `*.array_record` hold the records, one compressed and checked block each; `labels.npy` the labels as
 int32 (n,); `manifest.json` what the records are, how many stand in which shard, and whatever else
 the writer knew. The manifest is written last: a folder with a manifest is a whole one.
@@ -76,46 +78,6 @@ class Layout:
             moments.reshape(self.shape).astype(np.float32),
             int(np.frombuffer(record, "<i4", 1)[0]),
         )
-
-
-class Shard:
-    """One ArrayRecord file, hidden until it is closed."""
-
-    def __init__(self, root: str, number: int):
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        self.count = 0
-        self._name = f"latents-{number:05d}.array_record"
-        self._path = os.path.join(root, self._name)
-        self._hidden = os.path.join(root, f".{self._name}.partial")
-        self._writer = ArrayRecordWriter(self._hidden, "group_size:1")
-
-    def write(self, record: bytes) -> None:
-        """Appends one record."""
-        self._writer.write(record)
-        self.count += 1
-
-    def close(self) -> dict[str, Any]:
-        """Returns the entry of the manifest."""
-        self._writer.close()
-        os.replace(self._hidden, self._path)
-        return {"name": self._name, "count": self.count, "bytes": os.path.getsize(self._path)}
-
-
-class Replacing:
-    """A binary file that takes its name when the block ends without an error."""
-
-    def __init__(self, path: str):
-        self._path, self._hidden = path, f"{path}.partial"
-
-    def __enter__(self):
-        self._file = open(self._hidden, "wb")
-        return self._file
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self._file.close()
-        if kind is None:
-            os.replace(self._hidden, self._path)
 
 
 def read_manifest(root: str) -> dict[str, Any]:

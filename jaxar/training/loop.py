@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxar import checkpoint, sharding, tree
 from jaxar.config import ConfigError
+from jaxar.console import say
 from jaxar.data import loader
 from jaxar.keys import key_for
-from jaxar.system import System
+from jaxar.system import Trainable
 from jaxar.training.optim import make_optimizer
-from jaxar.training.progress import Progress, say
+from jaxar.training.progress import Progress
 from jaxar.training.state import TrainState, init_state
 from jaxar.training.step import compile_step, make_step
 from jaxar.typing import Params
@@ -36,12 +38,12 @@ class DivergedError(RuntimeError):
 
 
 def fit(
-    system: System,
+    system: Trainable,
     source: Any,
     config: Any,
     workdir: Path,
     mesh: Mesh,
-    preview: Callable[[Params, int], None],
+    preview: Callable[[Params, Params, int], None],
 ) -> TrainState:
     """Returns the state after `config.steps` steps, beginning at the newest checkpoint.
 
@@ -51,8 +53,8 @@ def fit(
       config: The whole config.
       workdir: Directory for checkpoints and metrics.
       mesh: Devices.
-      preview: preview(params, step) draws a picture; called with the averaged parameters every
-        `config.sample.every` steps.
+      preview: preview(params, ema, step) draws a picture; called every `config.sample.every`
+        steps.
 
     Raises:
       ConfigError: the checkpoint in `workdir` is of another model or of other data.
@@ -111,7 +113,7 @@ def fit(
                 raise SystemExit(INTERRUPTED)
             if config.sample.every and now % config.sample.every == 0 and not last:
                 progress.interrupt()
-                preview(state.ema, now)
+                preview(state.params, state.ema, now)
                 clock = time.monotonic()
             if not last:
                 batch = next(waiting)
@@ -120,7 +122,11 @@ def fit(
 
 
 def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainState, int]:
-    """Returns the newest state there is, or the initial one, and its step."""
+    """Returns the newest state there is, or the initial one, and its step.
+
+    Converted weights are the newest state until the first checkpoint of their training: parameters
+    and average begin there, all else as in a new run.
+    """
 
     def init(key):
         return init_state(system, optimizer, key)
@@ -129,9 +135,15 @@ def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainSta
     places = sharding.shardings(shapes, mesh)
     say("model", f"{tree.count(shapes.params):,} parameters")
     latest = checkpoints.latest()
-    if latest is None:
-        return jax.jit(init, out_shardings=places)(key_for("init", seed)), 0
-    stored = checkpoints.record(latest)
+    stored = {} if latest is None else checkpoints.record(latest)
+    if latest is None or "weights" in stored:
+        state = jax.jit(init, out_shardings=places)(key_for("init", seed))
+        if latest is None:
+            return state, 0
+        say("begin", f"with the weights of {stored['weights'].get('file', 'a file')}")
+        wanted = checkpoint.placed(shapes.ema, places.ema)
+        ema = checkpoints.restore(latest, wanted, part="ema")
+        return state._replace(params=jax.tree.map(jnp.copy, ema), ema=ema), 0
     if stored != record:
         raise ConfigError(
             f"{checkpoints.folder} was trained on other data (fingerprint {stored['data']}, now "

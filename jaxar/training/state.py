@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxar.system import System
+from jaxar.system import Trainable
 from jaxar.typing import Array, Params
 
 
@@ -28,7 +28,9 @@ class TrainState(NamedTuple):
     skipped: Array
 
 
-def init_state(system: System, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+def init_state(
+    system: Trainable, optimizer: optax.GradientTransformation, key: Array
+) -> TrainState:
     """Returns the state before the first step; jit it with shardings to make it in place."""
     params = system.init(key)
     return TrainState(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated, shardings
-from jaxar.system import System
+from jaxar.system import Trainable
 from jaxar.training.state import TrainState, ema_decay
 from jaxar.typing import Array
 
@@ -18,7 +18,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(
-    system: System, optimizer: optax.GradientTransformation, *, ema: float, seed: int
+    system: Trainable, optimizer: optax.GradientTransformation, *, ema: float, seed: int
 ) -> Step:
     """Returns the pure function (state, batch) -> (state, metrics) of one step.
 
@@ -34,7 +34,7 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key_for("train", seed), state.step)
         (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
-            state.params, batch, key
+            state.params, {**batch, "step": state.step}, key
         )
         norm = optax.tree.norm(gradients)
         updates, moved = optimizer.update(gradients, state.optimizer, state.params)

@@ -1,0 +1,181 @@
+"""A cache of latents: images in, an autoencoder's moments out, so that training reads no pixels."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxar import config as configs
+from jaxar import registry, sharding
+from jaxar.api.loading import load_autoencoder
+from jaxar.api.model import Autoencoder
+from jaxar.api.setup import autoencoder_settings, describe, prepare
+from jaxar.config import ConfigError
+from jaxar.console import Bar, say
+from jaxar.data import loader
+from jaxar.data.ahead import batches_ahead
+from jaxar.data.records import Layout
+from jaxar.data.source import BadRecord
+from jaxar.data.writer import LatentWriter
+from jaxar.nn.module import bind
+
+CROP = "ADM centre crop: halved by a box filter, then bicubic, then the middle"
+MAX_LEFT_OUT = 0.001
+"""Share of the images that may be unreadable."""
+
+
+def encode(
+    config: Any,
+    source: str | Path | Any,
+    output: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 64,
+    shard_size: int = 8192,
+    dtype: str = "float32",
+) -> Path:
+    """Returns the folder that now holds the latents of a set of images and of their mirror images.
+
+    Latents are the moments of the config's autoencoder, mean and log-variance, unscaled, in
+    ArrayRecord shards that the source `latent_records` reads. Cut short, it goes on after the last
+    whole shard; the shards come out the same.
+
+    Args:
+      config: Config whose `autoencoder` encodes.
+      source: A folder of class folders; or a part of config.data, as spec or in words:
+        'tfds(dataset="imagenet2012", size=256, flip=False)'.
+      output: Folder to write.
+      tokenizer: Weights of the autoencoder; those of `config.autoencoder.weights` by default.
+      batch_size: Images encoded at a time.
+      shard_size: Latents in a file.
+      dtype: "float32" or "float16", how they are stored.
+
+    Raises:
+      ConfigError: there is no autoencoder, its weights or the images do not fit, or `output` holds
+        other latents.
+      DataError: more than `MAX_LEFT_OUT` of the images cannot be read.
+    """
+    if tokenizer is not None:
+        config = configs.override(config, [f"autoencoder.weights={str(tokenizer)!r}"])
+    ready = prepare(config)
+    autoencoder = load_autoencoder(config, ready)
+    if autoencoder is None:
+        raise ConfigError("encoding needs an autoencoder and its weights: give --tokenizer=FILE.")
+    images = _open_images(config, source, autoencoder.network)
+    (h, w, _), factor = images.shape, autoencoder.network.factor
+    layout = Layout((h // factor, w // factor, 2 * config.autoencoder.channels), dtype, True)
+    facts = {
+        "autoencoder": autoencoder_settings(config),
+        "autoencoder_weights": autoencoder.origin.facts(autoencoder.params),
+        "image_size": [h, w],
+        "crop": CROP,
+        "source": loader.fingerprint(images),
+    }
+    try:
+        writer = LatentWriter(str(output), layout, num_classes=images.num_classes, facts=facts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    say("devices", describe(ready.mesh))
+    say("source", f"{len(images):,} images of {h} x {w} in {images.num_classes} classes")
+    if writer.read:
+        say("resume", f"{writer.read:,} images are encoded already")
+    run = _encoder(autoencoder, ready.mesh)
+    parts = sharding.batch_parts(ready.mesh)
+    _write(writer, images, run, -(-batch_size // parts) * parts, shard_size)
+    say("written", f"{writer.finish():,} latents of {layout.shape} to {output}")
+    return Path(output)
+
+
+def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:
+    """Returns the source of images, which no chance mirrors."""
+    h, w, _ = config.data_shape
+    size = (h * network.factor, w * network.factor)
+    like = configs.spec("folder", path="", size=size, channels=network.image_channels, flip=False)
+    if isinstance(source, str | Path):
+        text = str(source)
+        is_path = "(" not in text
+        source = like if is_path else configs.read_spec("--source", text, like)
+        if is_path:
+            source.path = text
+    if source.get("flip"):
+        raise ConfigError(
+            "--source: flip=True would mix up images and mirror images: leave it out."
+        )
+    if source.name in ("folder", "tfds"):
+        source = configs.spec(**{"flip": False, "size": size, **source})
+    try:
+        images = registry.build("data", source)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config.data", "--source", 1)) from error
+    wanted = (*size, network.image_channels)
+    if tuple(images.shape) != wanted:
+        raise ConfigError(
+            f"--source gives images of {images.shape}; this config's latents of "
+            f"{h} x {w} come from {wanted}."
+        )
+    return images
+
+
+def _encoder(autoencoder: Autoencoder, mesh: Any) -> Callable[[np.ndarray], Any]:
+    """Returns the function from images to the moments of (images, mirror images), on devices."""
+
+    @jax.jit
+    def run(params, images):
+        network = bind(autoencoder.network, params)
+        with jax.default_matmul_precision("highest"):
+            return network.moments(images), network.moments(images[:, :, ::-1])
+
+    place = sharding.batch_sharding(mesh)
+    return lambda images: run(autoencoder.params, jax.device_put(images, place))
+
+
+def _write(writer: LatentWriter, images: Any, run: Any, batch_size: int, shard_size: int) -> None:
+    """Encodes what the writer has not yet, shard after shard."""
+    bar = Bar("encode", len(images), start=writer.read)
+    left_out_in_all = 0
+    while writer.read < len(images):
+        numbers = range(writer.read, min(writer.read + shard_size, len(images)))
+        left_out: list[str] = []
+        examples = _examples(images, numbers, run, batch_size, left_out, bar)
+        writer.write_shard(examples, read=numbers.stop, left_out=left_out)
+        left_out_in_all += len(left_out)
+        if left_out_in_all > MAX_LEFT_OUT * len(images):
+            raise loader.DataError(
+                f"{left_out_in_all} images cannot be read, more than {MAX_LEFT_OUT:.1%} of "
+                f"{len(images):,}: the last is {left_out[-1]}"
+            )
+
+
+def _examples(
+    images: Any, numbers: range, run: Any, batch_size: int, left_out: list[str], bar: Bar
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yields moments, those of the mirror image, and label; one batch is encoded ahead."""
+
+    def read(number: int) -> Any:
+        try:
+            return images.read(number, np.random.default_rng(number))
+        except BadRecord as error:
+            return str(error)
+
+    waiting, done = None, numbers.start
+    for batch in batches_ahead(read, numbers, batch_size):
+        left_out += [record for record in batch if isinstance(record, str)]
+        good = [record for record in batch if not isinstance(record, str)]
+        data = np.zeros((batch_size, *images.shape), np.float32)
+        for i, record in enumerate(good):
+            data[i] = record["data"]
+        started = run(data), [int(record["label"]) for record in good]
+        if waiting:
+            yield from _fetched(*waiting)
+        waiting = started
+        done += len(batch)
+        bar.count(done)
+    if waiting:
+        yield from _fetched(*waiting)
+
+
+def _fetched(moments: Any, labels: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    straight, mirrored = jax.device_get(moments)
+    yield from zip(straight, mirrored, labels, strict=False)  # the batch may be filled up

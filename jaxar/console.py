@@ -1,0 +1,65 @@
+"""What a person sees of long work: a line a stage, and how far it is."""
+
+import sys
+import time
+
+
+def say(stage: str, text: str) -> None:
+    """Prints one line for one stage: "data: 1,437 images ..."."""
+    print(f"{stage + ':':<12}{text}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns 1:02:03 or 2:03 for a time in seconds."""
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Bar:
+    """Shows how far a loop is: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stage: str, total: int, *, start: int = 0, unit: str = "images"):
+        """Starts the clock.
+
+        Args:
+          stage: Name of the lines.
+          total: What the loop counts to.
+          start: Where it begins: what was done before does not count for the speed.
+          unit: What is counted.
+        """
+        self.stage, self.total, self.start, self.unit = stage, total, start, unit
+        self._began = self._spoken = time.monotonic()
+        self._terminal = sys.stdout.isatty()
+
+    def left(self, done: int) -> str:
+        """Returns the time that is left after `done`, at the speed so far."""
+        elapsed = time.monotonic() - self._began
+        return duration(elapsed / max(done - self.start, 1) * (self.total - done))
+
+    def show(self, done: int, text: str) -> None:
+        """Shows a text: beside the bar on a terminal, else as a line of its own."""
+        if not self._terminal:
+            say(self.stage, text)
+            return
+        filled = round(24 * done / self.total)
+        end = "\n" if done >= self.total else ""
+        print(f"\r\x1b[2K|{'█' * filled}{'·' * (24 - filled)}| {text}", end=end, flush=True)
+
+    def count(self, done: int, *, every: float = 10.0) -> None:
+        """Shows count, speed and time left; off a terminal every `every` seconds and at the end."""
+        now = time.monotonic()
+        due = self._terminal or done >= self.total or now - self._spoken >= every
+        if not due:
+            return
+        self._spoken = now
+        speed = (done - self.start) / max(now - self._began, 1e-9)
+        self.show(
+            done,
+            f"{done:,}/{self.total:,} {self.unit}  {speed:,.1f}/s  eta {self.left(done)}",
+        )
+
+    def interrupt(self) -> None:
+        """Ends the line of the bar, so that something else can be printed."""
+        if self._terminal:
+            print(flush=True)
