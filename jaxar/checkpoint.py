@@ -15,13 +15,21 @@ from jaxar import tree
 from jaxar.config import ConfigError
 
 FOLDER = "checkpoints"
+CHUNK = 1 << 26
+"""Bytes that a frugal save writes at a time."""
 
 
 class Checkpoints:
     """The checkpoints of one working directory, by step."""
 
     def __init__(
-        self, workdir: str | Path, *, keep: int = 1, keep_every: int = 0, read_only: bool = False
+        self,
+        workdir: str | Path,
+        *,
+        keep: int = 1,
+        keep_every: int = 0,
+        read_only: bool = False,
+        frugal_for: Any = None,
     ):
         """Opens the folder; cleans it of what an earlier, killed run was writing.
 
@@ -30,7 +38,14 @@ class Checkpoints:
           keep: How many of the newest checkpoints stay.
           keep_every: Steps whose checkpoints stay for ever: multiples of this; 0 for none.
           read_only: Whether to leave the folder as it is: a run may be writing there.
+          frugal_for: Tree that is to be saved with little more memory than it takes itself: leaf
+            by leaf, and not in the background.
         """
+        limit = None
+        if frugal_for is not None:
+            largest = max(leaf.nbytes for leaf in jax.tree.leaves(frugal_for))
+            limit = (largest + CHUNK) / 1e9
+        self._chunk = CHUNK if limit else None
         self.folder = Path(workdir).absolute() / FOLDER
         if read_only:
             logging.getLogger("absl").addFilter(_not_about_reading)
@@ -41,14 +56,16 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every or None,
-                enable_async_checkpointing=True,
+                enable_async_checkpointing=limit is None,
                 cleanup_tmp_directories=True,
             )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=options,
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
+                "state": ocp.PyTreeCheckpointHandler(
+                    save_concurrent_gb=limit  # pyright: ignore: any number of bytes will do
+                ),
                 "record": ocp.JsonCheckpointHandler(),
             },
         )
@@ -71,8 +88,9 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=self._chunk), state)
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)
+            state=ocp.args.PyTreeSave(state, chunked), record=ocp.args.JsonSave(record)
         )
         self._manager.save(step, args=items)
 

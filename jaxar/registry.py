@@ -160,9 +160,12 @@ def build_system(config: Any) -> Any:
 
 
 def build_autoencoder(config: Any) -> Any:
-    """Returns the template of the autoencoder whose latents a system models, or None."""
+    """Returns the template of the autoencoder whose latents a system models.
+
+    None where it has none, and where no weights are given: then nothing is decoded.
+    """
     arguments = {k: v for k, v in config.autoencoder.items() if k != "weights"}
-    if arguments == {"name": "none"}:
+    if not config.autoencoder.get("weights"):
         return None
     make = functools.partial(_make_autoencoder, arguments)
     return jax.eval_shape(make, jax.random.key(0))

@@ -72,6 +72,14 @@ def test_the_cache_holds_what_the_encoder_says(config, folder, cache):
         np.testing.assert_allclose(mirrored, moments(image[:, :, ::-1])[0], atol=1e-4)
 
 
+def test_the_scale_that_is_suggested_gives_unit_variance(cache):
+    source = latents.LatentRecords(str(cache), flip=False)
+    moments = np.stack([source.read(i, np.random.default_rng(0))["data"] for i in range(10)])
+    mean, deviation = moments[..., :16], np.exp(moments[..., 16:] / 2)
+    drawn = mean + deviation * np.random.default_rng(1).normal(size=(200, *mean.shape))
+    assert encoding._deviation(source) == pytest.approx(drawn.std(), rel=0.02)
+
+
 def test_the_manifest_tells_where_latents_come_from(cache, config):
     manifest = json.loads((cache / "manifest.json").read_text())
     assert manifest["image_size"] == list(SIZE) and "ADM" in manifest["crop"]

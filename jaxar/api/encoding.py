@@ -16,6 +16,7 @@ from jaxar.config import ConfigError
 from jaxar.console import Bar, say
 from jaxar.data import loader
 from jaxar.data.ahead import batches_ahead
+from jaxar.data.latents import LatentRecords
 from jaxar.data.records import Layout
 from jaxar.data.source import BadRecord
 from jaxar.data.writer import LatentWriter
@@ -85,7 +86,21 @@ def encode(
     parts = sharding.batch_parts(ready.mesh)
     _write(writer, images, run, -(-batch_size // parts) * parts, shard_size)
     say("written", f"{writer.finish():,} latents of {layout.shape} to {output}")
+    deviation = _deviation(LatentRecords(str(output), flip=False))
+    say("scale", f"config.tokenizer.scale={1 / deviation:.4g} gives them about unit variance")
     return Path(output)
+
+
+def _deviation(source: LatentRecords) -> float:
+    """Returns the standard deviation of latents drawn from up to 1,000 records, over all channels.
+
+    Models that are trained on latents of another variance than their noise learn badly, so users of
+    their own autoencoders need the number.
+    """
+    numbers = np.linspace(0, len(source) - 1, min(1000, len(source))).astype(int).tolist()
+    moments = np.stack([source.read(i, np.random.default_rng(0))["data"] for i in numbers])
+    mean, log_variance = np.split(moments.astype(np.float64), 2, -1)
+    return float(np.sqrt(mean.var() + np.exp(np.clip(log_variance, -30, 20)).mean()))
 
 
 def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:

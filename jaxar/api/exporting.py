@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar import checkpoint, tree
+from jaxar import checkpoint, sharding, tree
 from jaxar import config as configs
 from jaxar.api.loading import CONFIG, EXPORT, MODEL, TOKENIZER, converted
 from jaxar.api.model import Model, Origin
@@ -39,10 +39,11 @@ def convert(config: Any, source: str | Path, *, workdir: str | Path, ema: bool =
     if checkpoint.exist(folder):
         raise ConfigError(f"{folder} holds a run already: choose another --workdir.")
     params, level = converted(config, ready, source, ema=ema)
+    params = sharding.place(params, ready.mesh)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / CONFIG, configs.to_json(config))
     record = {"weights": Origin(Path(source), level).facts(params)}
-    checkpoints = checkpoint.Checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(folder, frugal_for=params)
     checkpoints.save(0, {"ema": params}, record)
     checkpoints.close()
     say("written", f"{tree.count(params):,} parameters of {source} to {folder}")

@@ -106,15 +106,14 @@ def converted(config: Any, ready: Prepared, path: str | Path, *, ema: bool) -> t
 
 
 def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
-    """Returns the autoencoder of a config with its weights; None where it has none.
+    """Returns the autoencoder of a config with its weights; None where none are given.
 
     Raises:
-      ConfigError: weights are given but there is no autoencoder, or they are not of it.
+      ConfigError: the weights are not of it.
     """
-    weights = config.autoencoder.get("weights", "")
-    if ready.network is None or not weights:
+    if ready.network is None:
         return None
-    path, template = Path(weights), params_of(ready.network)
+    path, template = Path(config.autoencoder.weights), params_of(ready.network)
     if path.is_dir():
         params, path = _autoencoder_of(path, template)
     else:

@@ -18,7 +18,7 @@ class Prepared:
 
     Attributes:
       system: What is trained and sampled.
-      network: Template of the autoencoder whose latents the system models, or None.
+      network: Template of the autoencoder that decodes the system's latents, or None.
       mesh: Devices.
     """
 

@@ -100,7 +100,7 @@ def draw(
     else:
         path = path.with_suffix(".npy")
         np.save(path, np.stack(grids) if len(grids) > 1 else grids[0])
-    say(first.system.shows, f"{path} in {time.monotonic() - began:.1f} s")
+    say("picture", f"{path} in {time.monotonic() - began:.1f} s")
 
 
 def write_result(model: Model, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:

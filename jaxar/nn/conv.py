@@ -1,4 +1,4 @@
-"""Layers of convolutional autoencoders, channels last: convolution, group norm, residual block, ...
+"""Layers of convolutional autoencoders, channels last.
 
 Parameters are float32. Every layer computes in the dtype of its input, norms in float32.
 Source: CompVis/latent-diffusion ldm/modules/diffusionmodules/model.py, the layers behind the
