@@ -1,9 +1,15 @@
 """xAR-B on ImageNet 256 x 256: 172,638,224 parameters.
 
 Paper: "Beyond Next-Token: Next-X Prediction for Autoregressive Visual Generation", arXiv
-2502.20388. Published: FID 1.72 with 40 steps and guidance 2.7.
+2502.20388. Published: FID 1.72, Inception Score 280.4 with 40 steps and guidance 2.7, of 50,000
+samples, by torch-fidelity against ADM's statistics of the training set. The command for the same
+figures from the released weights:
 
-Train on latents of MAR's KL-16 autoencoder (one .npz an image, `moments` and `moments_flip`):
+    python -m jaxar.main --config=configs/xar_b.py --mode=evaluate --weights=xAR-B.pth \
+        --tokenizer=kl16.ckpt --network=weights-inception-2015-12-05-6726825d.pth \
+        --reference=adm_in256_stats.npz --config.mesh.data=-1
+
+Train on latents of MAR's KL-16 autoencoder, cached by --mode=encode or by the official code:
 
     python -m jaxar.main --config=configs/xar_b.py --config.data.path=/data/imagenet_latents \
         --config.mesh.data=-1
@@ -88,7 +94,7 @@ def get_config() -> ConfigDict:
             classes=8,
         )
     )
-    config.evaluation = spec("none")
+    config.evaluation = spec("fidelity", samples=50_000, network="", reference="", batch_size=64)
     config.checkpoint = ConfigDict(dict(every=2_500, keep=2, keep_every=62_500))
     config.log_every = 100
     config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))

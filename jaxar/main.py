@@ -143,10 +143,10 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
 
 
 def _train(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workdir: Any) -> None:
-    from jaxar.api import evaluation, training
+    from jaxar.api import evaluation, setup, training
 
     model = training.train(config, workdir=workdir)
-    if evaluation.is_ready(config):
+    if setup.ends_with_evaluation(config):
         evaluation.evaluate(model, workdir=workdir)
 
 

@@ -73,6 +73,8 @@ RULES: dict[str, Rule] = {
     "loss": _PART,
     "loss.*_weight": _NOT_NEGATIVE,
     "loss.adversarial_start": _whole(0),
+    "loss.learned_variance": _BOOL,
+    "loss.discriminator_*": _whole(1),
     "perceptual": _PART,
     "optimizer.base_learning_rate": _POSITIVE,
     "optimizer.final_learning_rate": _NOT_NEGATIVE,

@@ -90,17 +90,6 @@ def evaluate_images(
     return figures
 
 
-def is_ready(config: Any) -> bool:
-    """Returns whether a config's evaluation can be carried out without being told more."""
-    options = config.evaluation
-    if options.name == "fidelity" and not options.network:
-        say(
-            "evaluate", "left out: config.evaluation.network names no file; --mode=evaluate does it"
-        )
-        return False
-    return options.name != "none"
-
-
 def _recognised(model: Model) -> dict[str, Any]:
     """Returns the figures of the recognition protocol for fresh samples of every class."""
     config, classes = model.config, model.system.num_classes

@@ -111,6 +111,12 @@ def autoencoder_settings(config: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
 
 
+def ends_with_evaluation(config: Any) -> bool:
+    """Returns whether training ends with the config's evaluation: all it needs is named."""
+    options = config.evaluation
+    return options.name != "none" and bool(options.get("network", "given"))
+
+
 def default_workdir(name: str) -> Path:
     """Returns runs/<name>."""
     return Path("runs") / name

@@ -12,7 +12,13 @@ from jaxar import checkpoint, picture, tree
 from jaxar import config as configs
 from jaxar.api.loading import CONFIG, load_autoencoder, require_same_run
 from jaxar.api.model import Autoencoder, Model
-from jaxar.api.setup import default_workdir, describe, open_source, prepare
+from jaxar.api.setup import (
+    default_workdir,
+    describe,
+    ends_with_evaluation,
+    open_source,
+    prepare,
+)
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.files import replace_text
@@ -26,7 +32,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     """Returns the model trained by a config; goes on where an earlier run in `workdir` stopped.
 
     Writes checkpoints, `config.json`, `metrics.jsonl`, `loss.png` and sample grids; `result.json`
-    is left to `evaluate` where the config names an evaluation.
+    is left to `evaluate` where the config names an evaluation and all it needs.
 
     Raises:
       ConfigError: a setting cannot work, or `workdir` holds another run.
@@ -61,7 +67,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     draw({"average": trained}, folder / SAMPLES)
     picture.curve(read_history(folder), folder / CURVE)
     say("curve", str(folder / CURVE))
-    if config.evaluation.name == "none":
+    if not ends_with_evaluation(config):
         write_result(trained, folder, {})
     return trained
 

@@ -4,13 +4,10 @@ The networks are unrolled, so the table is one of words: our path becomes the ke
 word by word, at any width, number of levels and number of blocks.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from jaxar.convert.core import Row, Transform, WeightsError, convert, convolution, linear, same
+from jaxar.convert.core import Row, Transform, convert, convolution, linear, same
 from jaxar.tree import paths
 
 WORDS = {
@@ -75,43 +72,3 @@ def from_state_dict(state: Mapping[str, Any], template: Any) -> dict[str, Any]:
       WeightsError: lists every unused, missing and misshapen key.
     """
     return convert(state, rows(template), template, ignore=LOSS)
-
-
-def arguments_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the `KLAutoencoder` whose weights a state dict holds.
-
-    They are read from the keys and shapes alone.
-
-    Raises:
-      WeightsError: it does not hold such an autoencoder.
-    """
-    shapes = getattr(state, "shapes", None)
-    if shapes is None:
-        shapes = {key: tuple(np.shape(array)) for key, array in state.items()}
-    try:
-        width, image_channels = shapes["encoder.conv_in.weight"][:2]
-        channels = shapes["post_quant_conv.weight"][0]
-        levels = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
-        widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
-    except (KeyError, IndexError, ValueError) as error:
-        raise WeightsError(f"These are not the weights of a KL autoencoder: {error}.") from error
-    if not levels or any(w % width for w in widths):
-        raise WeightsError(
-            f"These are not the weights of a KL autoencoder: its levels of {widths} channels are "
-            f"no multiples of {width}."
-        )
-    return {
-        "image_channels": image_channels,
-        "width": width,
-        "multipliers": tuple(w // width for w in widths),
-        "blocks": _count(shapes, "encoder.down.0.block.{}.conv1.weight"),
-        "encoder_attention": tuple(
-            i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in shapes
-        ),
-        "channels": channels,
-    }
-
-
-def _count(shapes: Mapping[str, Any], pattern: str) -> int:
-    """Returns how many keys there are of a pattern, counted from 0 on."""
-    return next(i for i in itertools.count() if pattern.format(i) not in shapes)

@@ -162,16 +162,22 @@ def _placer(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array
 
 
 def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
-    """Returns the record of an interval from the metrics of its steps; losses are averaged."""
-    losses = [float(v["loss"]) for v in values if np.isfinite(v["loss"])]
+    """Returns the record of an interval from the metrics of its steps: means of the loss's parts."""
+    parts = [key for key in values[-1] if key not in ("loss", "gradient_norm", "skipped")]
     return {
         "step": step,
-        "loss": float(np.mean(losses)) if losses else float("nan"),
+        **{key: _finite_mean([v[key] for v in values]) for key in ("loss", *parts)},
         "gradient_norm": float(values[-1]["gradient_norm"]),
         "skipped": int(values[-1]["skipped"]),
         "images_per_s": round(len(values) * batch_size / max(seconds, 1e-9), 1),
         "data_wait": round(min(waited / max(seconds, 1e-9), 1), 4),
     }
+
+
+def _finite_mean(values: list[Any]) -> float:
+    """Returns the mean of the finite ones of some numbers; not a number where there are none."""
+    finite = [float(value) for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 class _Skips:
