@@ -162,7 +162,7 @@ def _placer(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array
 
 
 def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
-    """Returns the record of an interval from the metrics of its steps: means of the loss's parts."""
+    """Returns the record of an interval from the metrics of its steps: means of each loss."""
     parts = [key for key in values[-1] if key not in ("loss", "gradient_norm", "skipped")]
     return {
         "step": step,
