@@ -168,7 +168,9 @@ def _use(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workd
 
     overrides = [*overrides, *_evaluation_overrides(config, flags)]
     if flags.weights:
-        model = loading.load(flags.config, weights=flags.weights, overrides=overrides)
+        model = loading.load(
+            flags.config, weights=flags.weights, step=flags.step, overrides=overrides
+        )
     else:
         model = loading.load(config.name, workdir=workdir, step=flags.step, overrides=overrides)
     if flags.mode == "evaluate":

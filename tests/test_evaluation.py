@@ -122,6 +122,17 @@ def test_figures_come_with_their_protocol(tmp_path, capsys):
     assert (tmp_path / "result.json").read_bytes() == before
 
 
+def test_models_without_images_are_refused_before_anything_is_drawn(tmp_path):
+    latents = model_of("autoencoder=kl(weights='')", FIDELITY)
+    with pytest.raises(ConfigError, match="give the autoencoder's weights"):
+        jaxar.evaluate(latents, workdir=tmp_path)
+    config, system, params = system_and_params("kl_glyphs", FIDELITY)
+    rebuilt = Model(config, system, params, setup.prepare(config).mesh)
+    with pytest.raises(ConfigError, match="kl_glyphs reconstructs its data"):
+        jaxar.evaluate(rebuilt, workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def pictures(folder, count, seed=0, size=(20, 24)):
     folder.mkdir()
     rng = np.random.default_rng(seed)

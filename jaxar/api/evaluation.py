@@ -46,6 +46,7 @@ def evaluate(
             "config.evaluation is 'none': small labelled data sets can be judged with "
             "--config.evaluation='recognition(per_class=100)', any with 'fidelity(samples=50000)'."
         )
+    _require_images(model)
     options = config.evaluation
     network = open_network(options.network, model.mesh)  # what is missing is found before drawing
     reference = open_reference(options.reference, network, config)
@@ -53,8 +54,9 @@ def evaluate(
     drawn = Path(output) if output else folder / f"evaluation-{_digest(protocol)[:8]}"
     sample_set(model, drawn, protocol, batch_size=options.batch_size)
     figures = judge(drawn / IMAGES, protocol, network, reference, drawn)
-    write_result(model, drawn, figures)
-    return write_result(model, folder, figures)
+    result = write_result(model, folder, figures)
+    replace_text(drawn / RESULT, json.dumps(result, indent=2) + "\n")
+    return result
 
 
 def evaluate_images(
@@ -88,6 +90,16 @@ def evaluate_images(
     replace_text(folder / RESULT, json.dumps(figures, indent=2) + "\n")
     say("written", str(folder / RESULT))
     return figures
+
+
+def _require_images(model: Model) -> None:
+    """Raises ConfigError where a model draws no images, before it draws anything."""
+    if model.system.shows != "samples":
+        raise ConfigError(f"{model.config.name} reconstructs its data: there are no samples.")
+    if model.config.autoencoder.name != "none" and model.autoencoder is None:
+        raise ConfigError(
+            "This model makes latents: give the autoencoder's weights by --tokenizer=FILE."
+        )
 
 
 def _recognised(model: Model) -> dict[str, Any]:

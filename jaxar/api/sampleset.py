@@ -66,7 +66,7 @@ def sample_set(
       batch_size: Images drawn at a time.
 
     Raises:
-      ConfigError: the folder holds a set with another protocol, or the model makes latents.
+      ConfigError: the folder holds a set with another protocol.
     """
     folder, count = Path(output), protocol["count"]
     _begin(folder, protocol)
@@ -156,10 +156,6 @@ def _write(
 ) -> int:
     """Returns how many images of a batch were written; the data are waited for here."""
     images = np.asarray(jax.device_get(batch))
-    if images.shape[-1] not in (1, 3):
-        raise ConfigError(
-            "This model makes latents: give the autoencoder's weights by --tokenizer=FILE."
-        )
     numbers = range(start, min(start + len(images), len(labels)))
 
     def write(number: int) -> None:
