@@ -77,6 +77,8 @@ def export(model: Model, output: str | Path, *, result: str | Path | None = None
     if config.autoencoder.get("weights"):
         config = configs.override(config, ["autoencoder.weights=''"])
     replace_text(folder / CONFIG, configs.to_json(config))
+    for name in weights:  # which safetensors makes readable for their owner alone
+        (folder / name).chmod((folder / CONFIG).stat().st_mode)
     hashes = {name: sha256(folder / name) for name in weights}
     figures = json.loads(Path(result).read_text()) if result and Path(result).exists() else {}
     replace_text(folder / CARD, _card(model, hashes, figures))
@@ -98,14 +100,15 @@ def _card(model: Model, hashes: dict[str, str], figures: dict[str, Any]) -> str:
     """Returns the model card, Markdown."""
     origin = model.origin.facts(model.params)
     name = model.config.name
+    steps = f", {model.step:,} training steps" if model.step else ""
+    version = importlib.metadata.version("jaxar")
     lines = [
         "---",
         "library_name: jaxar",
         "---",
         f"# {name}",
         "",
-        f"{tree.count(model.params):,} parameters, {model.step:,} training steps. "
-        f"Made with jaxar {importlib.metadata.version('jaxar')}.",
+        f"{tree.count(model.params):,} parameters{steps}. Made with jaxar {version}.",
         "",
         "```python",
         "import jaxar",

@@ -50,6 +50,9 @@ NAMES = {
 REAL_IMAGES = ("precision", "recall", "kid", "kid_std")
 """Figures that statistics of real images are not enough for."""
 
+SUBSET = 1000
+"""Images of a subset whose kernel distance is measured."""
+
 SHUFFLE = 2020
 """Seed of the order in which torch-fidelity splits samples for the Inception Score."""
 
@@ -173,7 +176,11 @@ def _inception_figures(
     else:
         ours, theirs = made.whole("pool"), real.whole("pool")
         pairs[REAL_IMAGES[:2]] = lambda: scores.precision_recall(ours, theirs)
-        pairs[REAL_IMAGES[2:]] = lambda: scores.kernel_distance(ours, theirs)
+        if min(len(ours), len(theirs)) >= SUBSET:
+            pairs[REAL_IMAGES[2:]] = lambda: scores.kernel_distance(ours, theirs, 100, SUBSET)
+        else:
+            why = f"it needs {SUBSET:,} samples and {SUBSET:,} reference images"
+            left_out.update(dict.fromkeys(REAL_IMAGES[2:], why))
     for names, compute_pair in pairs.items():
         try:
             figures.update(zip(names, compute_pair(), strict=True))
