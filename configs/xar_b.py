@@ -7,12 +7,11 @@ figures from the released weights:
 
     python -m jaxar.main --config=configs/xar_b.py --mode=evaluate --weights=xAR-B.pth \
         --tokenizer=kl16.ckpt --network=weights-inception-2015-12-05-6726825d.pth \
-        --reference=adm_in256_stats.npz --config.mesh.data=-1
+        --reference=adm_in256_stats.npz
 
 Train on latents of MAR's KL-16 autoencoder, cached by --mode=encode or by the official code:
 
-    python -m jaxar.main --config=configs/xar_b.py --config.data.path=/data/imagenet_latents \
-        --config.mesh.data=-1
+    python -m jaxar.main --config=configs/xar_b.py --config.data.path=/data/imagenet_latents
 """
 
 from jaxar.config import ConfigDict, spec
@@ -97,5 +96,5 @@ def get_config() -> ConfigDict:
     config.evaluation = spec("fidelity", samples=50_000, network="", reference="", batch_size=64)
     config.checkpoint = ConfigDict(dict(every=2_500, keep=2, keep_every=62_500))
     config.log_every = 100
-    config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     return config

@@ -5,12 +5,11 @@ by the protocol of configs/xar_b.py, from the released weights:
 
     python -m jaxar.main --config=configs/xar_h.py --mode=evaluate --weights=xAR-H.pth \
         --tokenizer=kl16.ckpt --network=weights-inception-2015-12-05-6726825d.pth \
-        --reference=adm_in256_stats.npz --config.mesh.data=-1
+        --reference=adm_in256_stats.npz
 
 Train:
 
-    python -m jaxar.main --config=configs/xar_h.py --config.data.path=/data/imagenet_latents \
-        --config.mesh.data=-1
+    python -m jaxar.main --config=configs/xar_h.py --config.data.path=/data/imagenet_latents
 """
 
 from jaxar.config import ConfigDict, load

@@ -22,7 +22,7 @@ EXAMPLES = """\
 examples:
   python -m jaxar.main --config=configs/xar_digits.py
       train on real handwritten digits, draw samples, judge them (minutes on two cores)
-  python -m jaxar.main --config=xar_b --config.data.path=/data/latents --config.mesh.data=-1
+  python -m jaxar.main --config=xar_b --config.data.path=/data/latents
       train the paper's base model on all devices
   python -m jaxar.main --config=configs/xar_digits.py --mode=sample --labels=3,1,4
       draw from the newest checkpoint

@@ -18,6 +18,7 @@ TINY = (
     "autoencoder.width=32",
     "batch_size=4",
     "workers=0",
+    "mesh.data=1",
     "sample.steps=2",
     "sample.classes=2",
     "sample.per_class=1",

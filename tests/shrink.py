@@ -23,6 +23,7 @@ def shrunk(name, *overrides):
         "steps=4",
         "optimizer.warmup_steps=1",
         "workers=0",
+        "mesh.data=1",
         "sample.steps=3",
         "sample.every=0",
         "sample.classes=2",

@@ -14,13 +14,14 @@ from PIL import Image
 
 import jaxar
 from jaxar import config as configs
-from jaxar import main, picture
+from jaxar import main, picture, registry
 from jaxar.api import exporting, loading
 from jaxar.config import ConfigError
+from jaxar.models.perceptual import perceptual_distance
 from jaxar.nn.module import bind
 from jaxar.system import Settings
 from jaxar.training.loop import fit
-from tests.released import GOLDENS, TINY, state_of, write_tiny
+from tests.released import GOLDENS, TINY, state_of, write_inception, write_tiny
 from tests.shrink import arrays
 
 
@@ -156,6 +157,20 @@ def test_names_on_the_hub(model, tmp_path, monkeypatch):
     again = jaxar.load("someone/xar")
     chex.assert_trees_all_equal(again.params, model.params)
     assert asked == [("someone/xar", [loading.CONFIG, loading.EXPORT, *WEIGHTS])]
+
+
+def test_inception_serves_as_a_feature_network(tmp_path):
+    path = write_inception(tmp_path)
+    features = registry.build("perceptual", {"name": "inception", "weights": str(path)})
+    a, b = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 1, 40, 36, 1)), jnp.float32)
+    assert [m.shape[-1] for m in features(a)] == [64, 192, 288]
+    assert float(perceptual_distance(features, a, a)[0]) == 0
+    distance, gradient = jax.value_and_grad(lambda b: perceptual_distance(features, a, b)[0])(b)
+    assert 0 < float(distance) <= 4 and float(jnp.abs(gradient).max()) > 0
+    with pytest.raises(ValueError, match="too small for Inception"):
+        features(a[:, :20])
+    with pytest.raises(ConfigError, match="nowhere"):
+        registry.build("perceptual", {"name": "inception", "weights": "nowhere.pth"})
 
 
 WEIGHTS = (loading.MODEL, loading.TOKENIZER)

@@ -149,18 +149,18 @@ def _encoder(autoencoder: Autoencoder, mesh: Any) -> Callable[[np.ndarray], Any]
 def _write(writer: LatentWriter, images: Any, run: Any, batch_size: int, shard_size: int) -> None:
     """Encodes what the writer has not yet, shard after shard."""
     bar = Bar("encode", len(images), start=writer.read)
-    left_out_in_all = 0
-    while writer.read < len(images):
+    while True:
+        if len(writer.left_out) > MAX_LEFT_OUT * len(images):
+            raise loader.DataError(
+                f"{len(writer.left_out)} images cannot be read, more than {MAX_LEFT_OUT:.1%} of "
+                f"{len(images):,}: the last is {writer.left_out[-1]}"
+            )
+        if writer.read >= len(images):
+            return
         numbers = range(writer.read, min(writer.read + shard_size, len(images)))
         left_out: list[str] = []
         examples = _examples(images, numbers, run, batch_size, left_out, bar)
         writer.write_shard(examples, read=numbers.stop, left_out=left_out)
-        left_out_in_all += len(left_out)
-        if left_out_in_all > MAX_LEFT_OUT * len(images):
-            raise loader.DataError(
-                f"{left_out_in_all} images cannot be read, more than {MAX_LEFT_OUT:.1%} of "
-                f"{len(images):,}: the last is {left_out[-1]}"
-            )
 
 
 def _examples(

@@ -29,6 +29,7 @@ class LatentWriter:
 
     Attributes:
       read: Records of the source that the whole shards have taken.
+      left_out: Why records of the source are in none of them, a line each.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class LatentWriter:
             "num_classes": num_classes,
         }
         self._shards: list[dict[str, Any]] = []
-        self._left_out: list[str] = []
+        self.left_out: list[str] = []
         self.read = 0
         self._resume()
 
@@ -99,11 +100,9 @@ class LatentWriter:
         self._shards.append(
             {"name": name, "count": len(labels), "bytes": os.path.getsize(path), "labels": labels}
         )
-        self._left_out += left_out
+        self.left_out += left_out
         self.read = read
-        state = dict(
-            facts=self._facts, shards=self._shards, left_out=self._left_out, read=self.read
-        )
+        state = dict(facts=self._facts, shards=self._shards, left_out=self.left_out, read=self.read)
         replace_text(self._path(_PROGRESS), json.dumps(state))
 
     def finish(self) -> int:
@@ -122,7 +121,7 @@ class LatentWriter:
             **self._facts,
             "count": len(stored),
             "counts": np.bincount(stored, minlength=self._classes).tolist(),
-            "left_out": self._left_out,
+            "left_out": self.left_out,
             "labels_crc32": zlib.crc32(stored.tobytes()),
             "shards": self._shards,
         }
@@ -147,7 +146,7 @@ class LatentWriter:
                 f"{self._root} was begun with other settings ({'; '.join(changed)}): choose "
                 "another folder or remove it."
             )
-        self._shards, self._left_out = state["shards"], state["left_out"]
+        self._shards, self.left_out = state["shards"], state["left_out"]
         self.read = state["read"]
 
     def _path(self, name: str) -> str:
