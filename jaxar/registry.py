@@ -179,6 +179,10 @@ def _next_x(config: Any) -> System:
     except ValueError as error:
         raise ConfigError(f"config.tokenizer: {error}") from error
     entities = build("plan", config.plan, grid)
+    try:
+        build_settings(config)  # what cannot be sampled is found before it is trained
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     make = functools.partial(_make, config.model, entities, channels, config.num_classes)
     return System(
         tokenizer=tokenizer,
