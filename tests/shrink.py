@@ -24,6 +24,7 @@ def shrunk(name, *overrides):
         "optimizer.warmup_steps=1",
         "workers=0",
         "mesh.data=1",
+        "autoencoder.weights=''",  # of another run, which is not there
         "sample.steps=3",
         "sample.every=0",
         "sample.classes=2",

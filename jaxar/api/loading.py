@@ -114,6 +114,11 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
     if ready.network is None:
         return None
     path, template = Path(config.autoencoder.weights), params_of(ready.network)
+    if not path.exists():
+        raise ConfigError(
+            f"There is no {path}, where the autoencoder's weights should be: train or download "
+            "them, or give another file, folder or run by --tokenizer."
+        )
     if path.is_dir():
         params, path = _autoencoder_of(path, template)
     else:
