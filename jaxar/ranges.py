@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "model.heads": _whole(1),
     "model.mlp_ratio": _POSITIVE,
     "model.dropout": _BELOW_ONE,
+    "model.level_dropout": _SHARE,
     "model.attention_dropout": _BELOW_ONE,
     "model.time_scale": _POSITIVE,
     "model.dtype": _choice("float32", "bfloat16"),

@@ -36,7 +36,7 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
     ) -> tuple[Array, Array, dict[str, Array]]:
         """Returns the quantized map with a gradient straight through, (1), and the use of codes."""
         features = network.features(images, encode)
-        codes, quantized, loss = network.quantizer.quantize(features)
+        codes, quantized, loss = network.quantizer.quantize(features, draw)
         vocabulary, metrics = network.quantizer.vocabulary, {"quantization": loss}
         for level, own in enumerate(codes, 1):
             metrics[f"usage_{level}"] = usage(own, vocabulary)

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float, Int
@@ -59,7 +60,7 @@ class VectorQuantizer(Module):
     By cosine, a code is chosen by its direction alone and still has its own length: residuals of a
     residual quantizer need lengths.
     Source: arXiv 1711.00937; FoundationVision/VAR models/quant.py (`using_znorm` is the cosine);
-    arXiv 2307.15139 for the revival.
+    arXiv 2005.00341, section 3.2, and 2307.15139 for bringing codes back to vectors of the batch.
     """
 
     def __init__(
@@ -120,18 +121,18 @@ class VectorQuantizer(Module):
         return self.codebook[...][codes]
 
     def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
-        """Returns `revival` x the mean over codes of |code - nearest vector|^2 where unchosen.
+        """Returns `revival` x the mean over codes of |code - vector|^2 where unchosen.
 
-        A code that no vector of the batch has chosen is drawn to the vector nearest to it, so that
-        it comes to be chosen; codes in use do not feel it. This takes the place of restarting dead
-        codes, which needs counts from step to step.
+        A code that nothing in the batch has chosen is drawn to a vector of the batch, another one
+        for each code, until it is chosen; codes in use do not feel it. This takes the place of
+        restarting dead codes, which needs counts from step to step.
         """
         if not self.revival:
             return jnp.zeros(())
-        distances = self.distances(features)
-        chosen = jnp.zeros(self.vocabulary, bool).at[jnp.argmin(distances, -1)].set(True)
-        anchors = jax.lax.stop_gradient(features)[jnp.argmin(distances, 0)]
-        apart = jnp.mean(jnp.square(self.codebook[...] - anchors), -1)
+        chosen = jnp.zeros(self.vocabulary, bool).at[self.nearest(features)].set(True)
+        spread = np.arange(self.vocabulary) * len(features) // self.vocabulary
+        vectors = jax.lax.stop_gradient(features)[spread]
+        apart = jnp.mean(jnp.square(self.codebook[...] - vectors), -1)
         return self.revival * jnp.mean(jnp.where(chosen, 0.0, apart))
 
     def quantize(

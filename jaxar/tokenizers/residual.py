@@ -46,6 +46,7 @@ class MultiScaleQuantizer(Module):
         levels: Sequence[int | Sequence[int]] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
         phis: int = 4,
         beta: float = 0.25,
+        level_dropout: float = 0.0,
         key: Array,
     ):
         """Makes the convolutions of the phis.
@@ -56,6 +57,8 @@ class MultiScaleQuantizer(Module):
             is larger.
           phis: How many phis the levels share; see `phi_indices`. 0 for none: phi(h) = h.
           beta: Of (5): the weight of the term that moves the features.
+          level_dropout: Share of examples that in training stand for a random number of first
+            levels, so that coarse levels alone make pictures (arXiv 2107.03312, section III.C).
           key: Randomness of the initial values.
 
         Raises:
@@ -66,9 +69,12 @@ class MultiScaleQuantizer(Module):
             not (1 <= h <= self.grid[0] and 1 <= w <= self.grid[1]) for h, w in self.grids
         ):
             raise ValueError(f"Each level of {tuple(levels)} must lie between 1 and the last.")
-        if phis < 0 or beta < 0:
-            raise ValueError(f"phis={phis} and beta={beta} must be at least 0.")
-        self.quantizer, self.beta = quantizer, beta
+        if phis < 0 or beta < 0 or not 0 <= level_dropout <= 1:
+            raise ValueError(
+                f"phis={phis} and beta={beta} must be at least 0, and level_dropout="
+                f"{level_dropout} lie in [0, 1]."
+            )
+        self.quantizer, self.beta, self.level_dropout = quantizer, beta, level_dropout
         self.vocabulary, self.channels = quantizer.vocabulary, quantizer.channels
         self.which = phi_indices(len(self.grids), phis) if phis else None
         keys = jax.random.split(key, phis) if phis else []
@@ -144,11 +150,12 @@ class MultiScaleQuantizer(Module):
         return jnp.concatenate([jnp.zeros((len(codes[0]), 0, self.channels)), *inputs], 1)
 
     def quantize(
-        self, features: Float[Array, "b h w c"]
+        self, features: Float[Array, "b h w c"], key: Array | None = None
     ) -> tuple[Codes, Float[Array, "b h w c"], Float[Array, ""]]:
         """Returns the codes, f_K with a gradient straight through, and (5) plus the penalty.
 
-        Codebook and phis learn from the loss alone.
+        Codebook and phis learn from the loss alone. With a key there is level dropout, and f_k of
+        a random k stands in the place of f_K.
 
         Raises:
           ValueError: see `encode`.
@@ -157,7 +164,7 @@ class MultiScaleQuantizer(Module):
         loss = jnp.mean(jnp.stack([fit(total, features, self.beta) for total in totals]))
         seen = [residual.reshape(-1, self.channels) for residual in residuals]
         loss = loss + self.quantizer.penalty(jnp.concatenate(seen))
-        return codes, straight_through(totals[-1], features), loss
+        return codes, straight_through(self._drop(totals, key), features), loss
 
     def join(self, codes: Codes) -> Int[Array, "b n"]:
         """Returns the codes of all levels as one sequence, each level in raster order."""
@@ -174,6 +181,16 @@ class MultiScaleQuantizer(Module):
             raise ValueError(f"All levels have {sum(sizes)} codes, not {sequence.shape[1]}.")
         parts = jnp.split(sequence, np.cumsum(sizes)[:-1], 1)
         return tuple(part.reshape(-1, *grid) for part, grid in zip(parts, self.grids, strict=True))
+
+    def _drop(self, totals: list[Array], key: Array | None) -> Array:
+        """Returns f_K, or for a share of the examples f_k of a random k."""
+        if key is None or not self.level_dropout:
+            return totals[-1]
+        whether, which = jax.random.split(key)
+        last, examples = len(totals) - 1, len(totals[0])
+        dropped = jax.random.bernoulli(whether, self.level_dropout, (examples,))
+        chosen = jnp.where(dropped, jax.random.randint(which, (examples,), 0, last + 1), last)
+        return jnp.stack(totals)[chosen, jnp.arange(examples)]
 
     def _walk(self, features: Array) -> tuple[Codes, list[Array], list[Array]]:
         """Returns the codes, f_k, and r_k of every level."""

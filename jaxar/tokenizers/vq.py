@@ -29,6 +29,7 @@ class VQAutoencoder(Module):
         levels: Sequence[int | Sequence[int]] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
         phis: int = 4,
         beta: float = 0.25,
+        level_dropout: float = 0.0,
         image_channels: int = 3,
         width: int = 160,
         multipliers: Sequence[int] = (1, 1, 2, 2, 4),
@@ -42,9 +43,10 @@ class VQAutoencoder(Module):
 
         Args:
           quantizer: Of the vectors; it decides the channels.
-          levels: Grids of the codes; see `MultiScaleQuantizer`, also for the next two.
+          levels: Grids of the codes; see `MultiScaleQuantizer`, also for the next three.
           phis: How many convolutions the levels share.
           beta: Weight of the commitment.
+          level_dropout: Share of examples that in training have only their first levels.
           image_channels: Channels of an image.
           width: Channels of the first convolution.
           multipliers: Level i of the networks is 2^i times smaller than the image and has width x
@@ -78,7 +80,12 @@ class VQAutoencoder(Module):
         self.encoder = Encoder(image_channels, channels, key=first, **shared)
         self.to_features = Conv(channels, channels, key=to_features)
         self.quantizer = MultiScaleQuantizer(
-            quantizer, levels=levels, phis=phis, beta=beta, key=second
+            quantizer,
+            levels=levels,
+            phis=phis,
+            beta=beta,
+            level_dropout=level_dropout,
+            key=second,
         )
         self.from_features = Conv(channels, channels, key=from_features)
         self.decoder = Decoder(channels, image_channels, key=third, **shared)
