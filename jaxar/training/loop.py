@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +162,21 @@ def _placer(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array
 
 
 def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
-    """Returns the record of an interval from the metrics of its steps; losses are averaged."""
-    losses = [float(v["loss"]) for v in values if np.isfinite(v["loss"])]
+    """Returns the record of an interval; what the system measures is averaged over its steps."""
     return {
         "step": step,
-        "loss": float(np.mean(losses)) if losses else float("nan"),
+        **{name: _mean(v[name] for v in values) for name in values[0]},
         "gradient_norm": float(values[-1]["gradient_norm"]),
         "skipped": int(values[-1]["skipped"]),
         "images_per_s": round(len(values) * batch_size / max(seconds, 1e-9), 1),
         "data_wait": round(min(waited / max(seconds, 1e-9), 1), 4),
     }
+
+
+def _mean(numbers: Iterable[Any]) -> float:
+    """Returns the mean of those that are finite; NaN where none are."""
+    finite = [float(number) for number in numbers if np.isfinite(number)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 class _Skips:
