@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     "workers": _whole(0),
     "tokenizer": _PART,
     "autoencoder": _PART,
+    "quantizer": _PART,
     "plan": _PART,
     "context": _choice("noisy", "clean"),
     "label_dropout": _SHARE,

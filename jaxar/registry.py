@@ -17,7 +17,7 @@ from jaxar import plan
 from jaxar.backbones.xar import XAR
 from jaxar.config import ConfigDict, ConfigError
 from jaxar.convert import inception as inception_weights
-from jaxar.convert import kl_vae
+from jaxar.convert import kl_vae, vq_vae
 from jaxar.convert import xar as xar_weights
 from jaxar.convert.files import read_state
 from jaxar.convert.graph_def import read_constants
@@ -29,10 +29,15 @@ from jaxar.metrics import inception
 from jaxar.metrics.evaluation import Fidelity, NoEvaluation, Recognition
 from jaxar.models.autoencoder import Autoencoding
 from jaxar.models.perceptual import Features
+from jaxar.models.quantized import QuantizedAutoencoding
+from jaxar.models.variational import VariationalAutoencoding
 from jaxar.system import Settings, System
+from jaxar.tokenizers.implicit import FiniteScalar, LookupFree
 from jaxar.tokenizers.moments import Moments
 from jaxar.tokenizers.patch import Patch
+from jaxar.tokenizers.quantize import VectorQuantizer
 from jaxar.tokenizers.vae import KLAutoencoder
+from jaxar.tokenizers.vq import VQAutoencoder
 from jaxar.typing import Params
 
 
@@ -79,8 +84,13 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "image": plan.image,
     },
     "model": {"xar": XAR},
-    "autoencoder": {"kl": KLAutoencoder},
-    "loss": {"autoencoder": Autoencoding},
+    "autoencoder": {"kl": KLAutoencoder, "vq": VQAutoencoder},
+    "quantizer": {
+        "vector": VectorQuantizer,
+        "finite_scalar": FiniteScalar,
+        "lookup_free": LookupFree,
+    },
+    "loss": {"autoencoder": VariationalAutoencoding, "quantized": QuantizedAutoencoding},
     "perceptual": {"none": _no_features, "inception": _inception_maps},
     "path": {"linear": path.Linear, "cosine": path.Cosine},
     "evaluation": {"none": NoEvaluation, "recognition": Recognition, "fidelity": Fidelity},
@@ -130,6 +140,7 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
 CONVERTERS: dict[str, Callable[[Mapping[str, Any], Any], Params]] = {
     "xar": xar_weights.from_state_dict,
     "kl_autoencoder": kl_vae.from_state_dict,
+    "vq_autoencoder": vq_vae.from_state_dict,
 }
 """Reader of released weights for each network: (state, template) -> parameters."""
 
@@ -201,14 +212,22 @@ def _next_x(config: Any) -> System:
 
 
 def _autoencoder(config: Any) -> Autoencoding:
+    arguments = {**config.model, "name": "kl"}
+    return _autoencoding(config, functools.partial(_make_autoencoder, arguments))
+
+
+def _vq_autoencoder(config: Any) -> Autoencoding:
+    arguments = {**config.model, "name": "vq"}
+    return _autoencoding(config, functools.partial(_make_vq, arguments, config.quantizer))
+
+
+def _autoencoding(config: Any, make: Callable[[jax.Array], Any]) -> Autoencoding:
     features = build("perceptual", config.perceptual)
     shape, classes = tuple(config.data_shape), config.num_classes
-    arguments = {**config.model, "name": "kl"}
-    make = functools.partial(_make_autoencoder, arguments)
     return build("loss", config.loss, make, shape, classes, perceptual=features)
 
 
-SYSTEMS = {"next_x": _next_x, "autoencoder": _autoencoder}
+SYSTEMS = {"next_x": _next_x, "autoencoder": _autoencoder, "vq_autoencoder": _vq_autoencoder}
 
 
 def build_settings(config: Any, **changes: Any) -> Settings:
@@ -230,3 +249,8 @@ def _make(model: Any, entities: plan.Plan, channels: int, classes: int, key: jax
 
 def _make_autoencoder(arguments: Mapping[str, Any], key: jax.Array) -> Any:
     return build("autoencoder", arguments, key=key)
+
+
+def _make_vq(arguments: Mapping[str, Any], quantizer: Any, key: jax.Array) -> Any:
+    own, other = jax.random.split(key)
+    return build("autoencoder", arguments, build("quantizer", quantizer, key=own), key=other)

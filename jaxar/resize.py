@@ -1,14 +1,17 @@
 """Resizing of grids as products with small constant matrices.
 
-`jax.image.resize` has neither of the two rules that released systems and metrics need: PyTorch's
-area rule (`F.interpolate(mode="area")`, which is adaptive average pooling), and the bilinear rule
-of TensorFlow 1, through which Inception has always seen its images.
+`jax.image.resize` has none of the three rules that released systems and metrics need: PyTorch's
+area rule (`F.interpolate(mode="area")`, which is adaptive average pooling), its bicubic rule, and
+the bilinear rule of TensorFlow 1, through which Inception has always seen its images.
 """
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxar.typing import Array, Float
+
+CUBIC = -0.75
+"""Slope of the cubic kernel at 1: PyTorch's; `jax.image.resize` has Keys' -0.5."""
 
 
 def area_weights(size: int, target: int) -> np.ndarray:
@@ -21,6 +24,33 @@ def area_weights(size: int, target: int) -> np.ndarray:
         first, last = i * size // target, -(-(i + 1) * size // target)
         weights[i, first:last] = 1 / (last - first)
     return weights
+
+
+def bicubic_weights(size: int, target: int) -> np.ndarray:
+    """Returns the (target, size) matrix of PyTorch's bicubic rule, `align_corners=False`.
+
+    Centres of cells lie at (i + 1/2) / size. Each target cell sees the four source cells around its
+    centre, however much the map shrinks; beyond the edge the last cell repeats. A size that stays
+    gives the identity.
+
+    Source: `F.interpolate(mode="bicubic")`, ATen/native/UpSample.h `cubic_convolution1` and `2`.
+    """
+    place = (np.arange(target) + 0.5) * size / target - 0.5
+    first = np.floor(place).astype(int) - 1
+    weights = np.zeros((target, size))
+    rows = np.arange(target)
+    for tap in range(4):
+        cell = first + tap
+        weights[rows, np.clip(cell, 0, size - 1)] += _cubic(np.abs(place - cell))
+    return weights.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Returns the cubic kernel at distances from 0 to 2, in cells."""
+    d, a = distance, CUBIC
+    near = ((a + 2) * d - (a + 3)) * d**2 + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, far)
 
 
 def bilinear_weights(size: int, target: int) -> np.ndarray:
@@ -48,6 +78,13 @@ def resize_area(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Arra
     if x.shape[1:3] == grid:
         return x
     return _apply(x, area_weights(x.shape[1], grid[0]), area_weights(x.shape[2], grid[1]))
+
+
+def resize_bicubic(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Returns the map enlarged to `grid` = (height, width) by PyTorch's bicubic rule."""
+    if x.shape[1:3] == grid:
+        return x
+    return _apply(x, bicubic_weights(x.shape[1], grid[0]), bicubic_weights(x.shape[2], grid[1]))
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:

@@ -14,9 +14,10 @@ import pytest
 from jaxar.convert import kl_vae as table
 from jaxar.convert.core import WeightsError
 from jaxar.data.glyphs import Glyphs
-from jaxar.models.autoencoder import Autoencoding, balance
+from jaxar.models.autoencoder import balance
 from jaxar.models.discriminator import PatchDiscriminator
 from jaxar.models.perceptual import perceptual_distance
+from jaxar.models.variational import VariationalAutoencoding
 from jaxar.nn import conv
 from jaxar.nn.module import Series, bind, params_of
 from jaxar.tokenizers import posterior
@@ -40,7 +41,7 @@ def template_of(**arguments):
 
 def training(shape=(16, 16, 1), **options):
     options = {"discriminator_width": 8, "discriminator_layers": 2, **options}
-    return Autoencoding(make, shape, 10, **options)
+    return VariationalAutoencoding(make, shape, 10, **options)
 
 
 def images_of(*shape, seed=1):

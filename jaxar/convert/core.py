@@ -1,7 +1,8 @@
 """The engine that turns a released state dict into a parameter tree, by a table of rows.
 
 A row names a key of the release and a path of ours. "{i}" in both stands for the layer: ours keeps
-all layers in one array with a leading axis. Every key must be used and every leaf filled, or one
+all layers in one array with a leading axis. Several rows may name one key, such as that of a fused
+query, key and value, each taking its part. Every key must be used and every leaf filled, or one
 error lists everything that is unused, missing or misshapen. That is decided by shapes alone; only
 then is each tensor read, once, into its place: memory holds the parameters and the tensors in work.
 """
@@ -118,10 +119,10 @@ def convert(
     leaves = {path: _empty(tuple(leaf.shape)) for path, leaf in wanted.items()}
 
     def fill(key: str) -> None:
-        row, layer, shape = places[key]
-        leaf = leaves[row.ours]
-        array = row.transform(np.asarray(state[key]).astype(np.float32, copy=False), shape)
-        _lay(array, leaf if layer is None else leaf[layer])
+        tensor = np.asarray(state[key]).astype(np.float32, copy=False)
+        for row, layer, shape in places[key]:
+            leaf = leaves[row.ours]
+            _lay(row.transform(tensor, shape), leaf if layer is None else leaf[layer])
 
     with ThreadPoolExecutor(WORKERS) as pool:  # in the state's order: that of the file
         for _ in pool.map(fill, [key for key in shapes if key in places]):
@@ -134,9 +135,10 @@ def _match(
     rows: Sequence[Row],
     wanted: Mapping[str, Any],
     ignore: Sequence[str],
-) -> tuple[dict[str, _Place], list[str]]:
-    """Returns the place of each key that has one, and a line for all that does not fit."""
-    unused, places, problems = dict(shapes), {}, []
+) -> tuple[dict[str, list[_Place]], list[str]]:
+    """Returns the places of each key that has some, and a line for all that does not fit."""
+    places: dict[str, list[_Place]] = {}
+    problems = []
     for row in rows:
         if row.ours not in wanted:
             problems.append(f"the table's path {row.ours} is not in the model")
@@ -145,19 +147,20 @@ def _match(
         layers = range(ours[0]) if "{i}" in row.theirs else [None]
         for layer in layers:
             key = row.theirs if layer is None else row.theirs.replace("{i}", str(layer))
-            if key not in unused:
+            if key not in shapes:
                 problems.append(f"missing key {key}")
                 continue
-            theirs = unused.pop(key)
-            place = places[key] = _Place(row, layer, ours if layer is None else ours[1:])
+            theirs, place = shapes[key], _Place(row, layer, ours if layer is None else ours[1:])
+            places.setdefault(key, []).append(place)
             if not _fits(theirs, place):
                 problems.append(f"key {key} has shape {theirs}, which does not fit {place.shape}")
     problems += [
         f"unused key {key}"
-        for key in unused
-        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore)
+        for key in shapes
+        if key not in places and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore)
     ]
     covered = {row.ours for row in rows}
+    problems = list(dict.fromkeys(problems))  # a missing key that several rows name, once
     return places, problems + [f"nothing fills {path}" for path in wanted if path not in covered]
 
 

@@ -5,6 +5,7 @@ word by word, at any width, number of levels and number of blocks.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jaxar.convert.core import Row, Transform, convert, convolution, linear, same
@@ -54,10 +55,10 @@ def rows(template: Any) -> list[Row]:
     ]
 
 
-def key_of(path: str) -> str:
-    """Returns the key of the release for one of our paths."""
+def key_of(path: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Returns the key of the release for one of our paths; `more` are words beside `WORDS`."""
     words = path.split("/")
-    spelling = WORDS | STACKS.get(words[0], {})
+    spelling = WORDS | STACKS.get(words[0], {}) | dict(more)
     return ".".join(spelling.get(word, word) for word in words)
 
 

@@ -1,18 +1,19 @@
-"""Training of an autoencoder: likelihood, divergence, perceptual distance and a discriminator.
+"""Training of an autoencoder: likelihood, bottleneck, perceptual distance and a discriminator.
 
 With N numbers in an image x and its reconstruction y, s a learned or fixed log-variance:
 
     likelihood = (|x - y|_1 + N perceptual_weight d(x, y)) / exp(s) + N s             (1)
-    autoencoder = (likelihood + kl_weight KL + adversarial_weight r g) / N            (2)
+    autoencoder = (likelihood + bottleneck + adversarial_weight r g) / N              (2)
     g = -mean D(y),    r = |likelihood'| / (|g'| + 1e-4)                               (3)
     discriminator = (mean relu(1 - D(x)) + mean relu(1 + D(y))) / 2                    (4)
     loss = autoencoder + discriminator                                                (5)
 
 A dash is the gradient with respect to the last kernel of the decoder. (4) sees y as a constant and
 (2) sees D as one, so one gradient of (5) holds that of each player. All are means over the batch;
-|.|_1 sums over the numbers of an image and KL over those of its latents, as released, so that
-weights mean the same. The release does not divide (2) by N: Adam does not notice, but clipping by
-the norm of both gradients together would leave (4) nothing.
+|.|_1 sums over the numbers of an image, as released, so that weights mean the same. What the
+bottleneck is, and what it costs, is said by `variational` and by `quantized`. The release does not
+divide (2) by N: Adam does not notice, but clipping by the norm of both gradients together would
+leave (4) nothing.
 Source: CompVis/latent-diffusion ldm/modules/losses/contperceptual.py `LPIPSWithDiscriminator`.
 """
 
@@ -20,7 +21,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,22 +31,24 @@ from jaxar.models.discriminator import PatchDiscriminator, discriminator_loss, g
 from jaxar.models.perceptual import Features, perceptual_distance
 from jaxar.nn.conv import convolve
 from jaxar.nn.module import bind, params_of
-from jaxar.tokenizers import posterior
 from jaxar.tokenizers.vae import KLAutoencoder
+from jaxar.tokenizers.vq import VQAutoencoder
 from jaxar.typing import Array, Float, Params
 
 LARGEST_RATIO = 1e4
 
 
+N = TypeVar("N", KLAutoencoder, VQAutoencoder)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Autoencoding:
-    """An autoencoder and its losses, as the training loop takes a system.
+class Autoencoding(Generic[N]):
+    """An autoencoder and its losses, as the training loop takes a system, whatever its bottleneck.
 
     Attributes:
       make: make(key) -> the autoencoder with initial values.
       shape: (h, w, c) of an image.
       num_classes: Of the data; labels are not used.
-      kl_weight: Of the divergence, 1e-6 in the release.
       perceptual_weight: Of the perceptual distance, 1 in the release.
       adversarial_weight: Of the generator's loss, 0.5 in the release; 0 for no discriminator.
       adversarial_start: Step at which both players of the adversarial game begin.
@@ -56,10 +59,9 @@ class Autoencoding:
       perceptual: Feature network of the perceptual distance.
     """
 
-    make: Callable[[Array], KLAutoencoder]
+    make: Callable[[Array], N]
     shape: tuple[int, int, int]
     num_classes: int
-    kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
@@ -71,7 +73,7 @@ class Autoencoding:
     shows = "reconstructions"
 
     def __post_init__(self):
-        weights = (self.kl_weight, self.perceptual_weight, self.adversarial_weight)
+        weights = [getattr(self, name) for name in vars(self) if name.endswith("_weight")]
         if min(weights) < 0 or self.adversarial_start < 0:
             raise ValueError("The weights of losses and adversarial_start must be at least 0.")
         if min(self.discriminator_width, self.discriminator_layers) < 1:
@@ -81,15 +83,40 @@ class Autoencoding:
                 f"perceptual_weight={self.perceptual_weight} needs a feature network: none is "
                 "given, so set it to 0."
             )
-        self.network.latents(self.shape)  # images that do not fit are found here
+        self.require_fits()
         if self.adversarial_weight:  # and those that are too small
             images = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
             jax.eval_shape(
                 lambda key, x: self._make_discriminator(key)(x), jax.random.key(0), images
             )
 
+    def require_fits(self) -> None:
+        """Returns None if images of `shape` are for the network.
+
+        Raises:
+          ValueError: they are not.
+        """
+        raise NotImplementedError
+
+    def compress(
+        self, network: N, images: Array, draw: Array, encode: Array
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """Returns latents, the bottleneck's part of (2), and its metrics.
+
+        Args:
+          network: With the parameters in training.
+          images: In [-1, 1].
+          draw: Randomness of latents.
+          encode: Randomness of dropout.
+        """
+        raise NotImplementedError
+
+    def latents(self, network: N, images: Array, key: Array | None) -> Array:
+        """Returns what the decoder gets of images: the best latents, or a draw with `key`."""
+        raise NotImplementedError
+
     @functools.cached_property
-    def network(self) -> KLAutoencoder:
+    def network(self) -> N:
         """Template of the autoencoder: a module that holds shapes."""
         return jax.eval_shape(self.make, jax.random.key(0))
 
@@ -113,7 +140,7 @@ class Autoencoding:
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns the training loss, (5), and a metric for each of its terms.
 
-        "reconstruction" is the mean absolute difference of a number, "kl" in nats an image.
+        "reconstruction" is the mean absolute difference of a number.
 
         Args:
           params: Parameters as `init` returns them.
@@ -124,35 +151,30 @@ class Autoencoding:
         images = batch["data"]
         draw, encode, decode = jax.random.split(key, 3)
         network = bind(self.network, params["autoencoder"])
-        moments = network.moments(images, encode)
-        features = network.features(posterior.sample(moments, draw), decode)
-        made = network.render(features)
+        latents, cost, found = self.compress(network, images, draw, encode)
+        hidden = network.hidden(latents, decode)
+        made = network.render(hidden)
 
         likelihood, metrics = self._likelihood(params, images, made)
-        divergence = jnp.mean(posterior.divergence(moments))
-        loss = likelihood + self.kl_weight * divergence
-        metrics["kl"] = divergence
-        loss = loss / self._numbers
+        loss, metrics = (likelihood + cost) / self._numbers, {**metrics, **found}
         if self.adversarial_weight:
             begun = jnp.float32(batch.get("step", self.adversarial_start) >= self.adversarial_start)
-            game, seen = self._game(params, network, images, features, made)
+            game, seen = self._game(params, network, images, hidden, made)
             loss, metrics = loss + begun * game, {**metrics, **seen}
         return loss, {"loss": loss, **metrics}
 
     def reconstruct(
         self, params: Params, images: Float[Array | np.ndarray, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h w c"]:
-        """Returns images in [-1, 1] from the mean of their latents, or from a draw with `key`."""
+        """Returns images in [-1, 1] from their best latents, or from a draw with `key`."""
         return self._reconstruct(params["autoencoder"], jnp.asarray(images), key)
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., Array]:
         def run(params: Params, images: Array, key: Array | None) -> Array:
             network = bind(self.network, params)
-            moments = network.moments(images)
-            mean, _ = posterior.split(moments)
-            latents = mean if key is None else posterior.sample(moments, key)
-            return jnp.clip(network.decode(latents), -1, 1)
+            made = network.render(network.hidden(self.latents(network, images, key)))
+            return jnp.clip(made, -1, 1)
 
         return jax.jit(run)
 
@@ -186,7 +208,7 @@ class Autoencoding:
         return total * self._numbers, metrics
 
     def _game(
-        self, params: Params, network: KLAutoencoder, images: Array, features: Array, made: Array
+        self, params: Params, network: N, images: Array, hidden: Array, made: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Returns what the adversarial game adds to the loss, and its parts."""
         judge = bind(self.discriminator, params["discriminator"])
@@ -197,7 +219,7 @@ class Autoencoding:
         judging = discriminator_loss(judge(images), judge(constant(made)))
         ratio = balance(
             network.decoder.last.kernel[...],
-            features,
+            hidden,
             made,
             lambda made: self._likelihood(constant(params), images, made)[0],
             lambda made: generator_loss(frozen(made)),

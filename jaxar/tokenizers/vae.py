@@ -113,9 +113,9 @@ class KLAutoencoder(Module):
           latents: Unscaled, as drawn from the moments.
           key: Randomness of dropout, or None for none.
         """
-        return self.render(self.features(latents, key))
+        return self.render(self.hidden(latents, key))
 
-    def features(
+    def hidden(
         self, latents: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
         """Returns what the decoder's last convolution sees; see `decode`.
@@ -130,6 +130,6 @@ class KLAutoencoder(Module):
         x = self.from_latents(latents.astype(DTYPES[self.dtype]))
         return self.decoder.features(x, key)
 
-    def render(self, features: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
-        """Returns the images that the last convolution makes of `features`."""
-        return self.decoder.last(features).astype(jnp.float32)
+    def render(self, hidden: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+        """Returns the images that the last convolution makes of `hidden`."""
+        return self.decoder.last(hidden).astype(jnp.float32)

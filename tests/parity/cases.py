@@ -31,3 +31,21 @@ def state_dict(case) -> dict[str, np.ndarray]:
     """Returns the released state dict that a case was run with."""
     keys = json.loads(str(case["state_dict_json"]))
     return {key: golden_weight(key, shape) for key, shape in keys.items()}
+
+
+def pyramid_of(state: dict[str, np.ndarray], width: int) -> dict:
+    """Returns the sizes of the convolutional networks that a released state dict is of."""
+    levels = [i for i in range(99) if f"encoder.down.{i}.block.0.conv1.weight" in state]
+    blocks = [i for i in range(99) if f"encoder.down.0.block.{i}.conv1.weight" in state]
+    widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels]
+    return dict(
+        image_channels=state["encoder.conv_in.weight"].shape[1],
+        width=width,
+        multipliers=tuple(w // width for w in widths),
+        blocks=len(blocks),
+    )
+
+
+def attention_of(state: dict[str, np.ndarray], name: str) -> tuple[int, ...]:
+    """Returns the levels of the encoder with attention, whose first map is called `name`."""
+    return tuple(i for i in range(99) if f"encoder.down.{i}.attn.0.{name}.weight" in state)

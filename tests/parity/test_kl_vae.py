@@ -13,7 +13,7 @@ import pytest
 from jaxar.convert import kl_vae as table
 from jaxar.nn.module import bind, params_of
 from jaxar.tokenizers.vae import KLAutoencoder
-from tests.parity.cases import cases, state_dict
+from tests.parity.cases import attention_of, cases, pyramid_of, state_dict
 
 pytestmark = pytest.mark.parity
 
@@ -23,24 +23,13 @@ def setting(request):
     """A case, the template of its autoencoder and its parameters."""
     case = np.load(request.param)
     state = state_dict(case)
-    arguments = arguments_of(state, int(case["config/ch"]))
-    template = jax.eval_shape(functools.partial(_make, arguments), jax.random.key(0))
-    return case, template, table.from_state_dict(state, params_of(template))
-
-
-def arguments_of(state, width):
-    """Returns the arguments of the autoencoder that a released state dict is of."""
-    levels = [i for i in range(99) if f"encoder.down.{i}.block.0.conv1.weight" in state]
-    blocks = [i for i in range(99) if f"encoder.down.0.block.{i}.conv1.weight" in state]
-    widths = [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) for i in levels]
-    return dict(
-        image_channels=state["encoder.conv_in.weight"].shape[1],
-        width=width,
-        multipliers=tuple(w // width for w in widths),
-        blocks=len(blocks),
-        encoder_attention=tuple(i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state),
+    arguments = dict(
+        **pyramid_of(state, int(case["config/ch"])),
+        encoder_attention=attention_of(state, "q"),
         channels=len(state["post_quant_conv.weight"]),
     )
+    template = jax.eval_shape(functools.partial(_make, arguments), jax.random.key(0))
+    return case, template, table.from_state_dict(state, params_of(template))
 
 
 def _make(arguments, key):

@@ -1,0 +1,48 @@
+"""Training of an autoencoder whose bottleneck is a quantizer.
+
+    bottleneck = N quantization_weight quantization                                    (1)
+
+N is the number of numbers in an image and "quantization" the quantizer's own loss, a mean: see
+`tokenizers.residual` and `autoencoder` for the rest.
+"""
+
+import dataclasses
+
+from jaxar.models.autoencoder import Autoencoding
+from jaxar.tokenizers.quantize import perplexity, usage
+from jaxar.tokenizers.vq import VQAutoencoder
+from jaxar.typing import Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
+    """A VQ autoencoder and its losses.
+
+    Metrics are "quantization", and for level k from 1 on "usage_k", the share of the vocabulary in
+    the batch, and "perplexity_k".
+
+    Attributes:
+      quantization_weight: Of the quantizer's loss beside the mean absolute difference.
+    """
+
+    quantization_weight: float = 1.0
+
+    def require_fits(self) -> None:
+        """Returns None if images of `shape` are for the network; else raises ValueError."""
+        self.network.require_fits(self.shape)
+
+    def compress(
+        self, network: VQAutoencoder, images: Array, draw: Array, encode: Array
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """Returns the quantized map with a gradient straight through, (1), and the use of codes."""
+        features = network.features(images, encode)
+        codes, quantized, loss = network.quantizer.quantize(features)
+        vocabulary, metrics = network.quantizer.vocabulary, {"quantization": loss}
+        for level, own in enumerate(codes, 1):
+            metrics[f"usage_{level}"] = usage(own, vocabulary)
+            metrics[f"perplexity_{level}"] = perplexity(own, vocabulary)
+        return quantized, self._numbers * self.quantization_weight * loss, metrics
+
+    def latents(self, network: VQAutoencoder, images: Array, key: Array | None) -> Array:
+        """Returns what the codes of images stand for; nothing is drawn."""
+        return network.quantizer.decode(network.encode(images))

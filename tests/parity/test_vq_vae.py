@@ -1,0 +1,107 @@
+"""The multi-scale tokenizer against the released PyTorch code, from images to teacher forcing.
+
+Reads every size from the files; `JAXAR_GOLDENS` names another folder of cases.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxar.convert import vq_vae as table
+from jaxar.nn.module import bind, params_of
+from jaxar.resize import resize_area
+from jaxar.tokenizers.quantize import VectorQuantizer
+from jaxar.tokenizers.vq import VQAutoencoder
+from tests.parity.cases import attention_of, cases, golden_weight, pyramid_of
+
+pytestmark = pytest.mark.parity
+
+TIE = 1e-5
+
+
+@pytest.fixture(scope="module", params=cases("var"), ids=lambda path: path.stem)
+def setting(request):
+    """A case, its tokenizer as a function of (method name, argument), and parameters."""
+    case = np.load(request.param)
+    keys = json.loads(str(case["state_dict_json"]))["vae"]
+    state = {key: golden_weight(key, shape) for key, shape in keys.items()}
+    found = dict(
+        **pyramid_of(state, int(case["config/ch"])),
+        attention=attention_of(state, "qkv"),
+        phis=sum(key.startswith(table.PHIS[1]) and key.endswith("weight") for key in state),
+    )
+    codes = {"vocabulary": int(case["config/vocab"]), "channels": int(case["config/z_channels"])}
+    levels = case["config/patch_nums"].tolist()
+
+    def make(key):
+        return VQAutoencoder(VectorQuantizer(**codes, key=key), levels=levels, **found, key=key)
+
+    template = jax.eval_shape(make, jax.random.key(0))
+    params = table.from_state_dict(state, params_of(template))
+    return case, bind(template, jax.tree.map(jnp.asarray, params))
+
+
+@pytest.fixture(scope="module")
+def features(setting):
+    """The features of the case, channels last: theirs."""
+    return last(setting[0]["features"])
+
+
+def last(array):
+    """Channels first as channels last."""
+    return jnp.asarray(np.moveaxis(array, 1, -1))
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_features_and_reconstruction(setting):
+    case, network = setting
+    images = last(case["images"])
+    close(jax.jit(network.features)(images), last(case["features"]))
+    made = jax.jit(network.decode)(network.quantizer.split(jnp.asarray(case["codes"])))
+    close(made, last(case["reconstruction"]))
+    close(jax.jit(network.reconstruct)(images), last(case["reconstruction"]))
+
+
+def test_codes_of_all_levels(setting, features):
+    """Equal, but where two codes are equally near; seen from the released codes before them."""
+    case, network = setting
+    quantizer = network.quantizer
+    released = quantizer.split(jnp.asarray(case["codes"]))
+    total, ties = jnp.zeros_like(features), 0
+    for level, codes in enumerate(released):
+        residual = resize_area(features - total, quantizer.grids[level])
+        distances = 2 * quantizer.quantizer.distances(residual)
+        theirs = jnp.take_along_axis(distances, codes[..., None], -1)[..., 0]
+        assert (theirs - distances.min(-1) <= TIE).all(), level
+        ties += (codes != quantizer.quantizer.nearest(residual)).sum()
+        total = total + quantizer.contribution(codes, level)
+    if not ties:
+        np.testing.assert_array_equal(quantizer.join(quantizer.encode(features)), case["codes"])
+
+
+def test_quantized_map_and_loss(setting, features):
+    case, network = setting
+    _, quantized, loss = jax.jit(network.quantizer.quantize)(features)
+    close(quantized, last(case["f_hat"]))
+    codes = network.quantizer.split(jnp.asarray(case["codes"]))
+    close(network.quantizer.decode(codes), last(case["f_hat"]))
+    np.testing.assert_allclose(loss, case["vq_loss"], rtol=1e-5)
+
+
+def test_teacher_forcing(setting):
+    case, network = setting
+    codes = network.quantizer.split(jnp.asarray(case["codes"]))
+    close(network.quantizer.teacher_forcing(codes), case["teacher_forcing_input"])
+
+
+def test_sampled_codes_become_images(setting):
+    """The greedy sampler's codes; its images lie in [0, 1]."""
+    case, network = setting
+    made = network.decode(network.quantizer.split(jnp.asarray(case["greedy/codes"])))
+    close((made + 1) / 2, last(case["greedy/images"]))
