@@ -131,7 +131,7 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
     from jaxar.training.loop import DivergedError
 
     if flags.dry_run:
-        print(setup.parameter_table(setup.prepare(config).system))
+        print(setup.parameter_table(setup.prepare(config, training=True).system))
         return
     workdir = Path(flags.workdir) if flags.workdir else setup.default_workdir(config.name)
     act = {"train": _train, "convert": _convert, "encode": _encode}.get(flags.mode, _use)

@@ -27,8 +27,12 @@ class Prepared:
     mesh: Mesh
 
 
-def prepare(config: Any) -> Prepared:
+def prepare(config: Any, *, training: bool = False) -> Prepared:
     """Returns system, autoencoder and mesh of a config, after all checks that need no data.
+
+    Args:
+      config: The whole config.
+      training: Whether its batch must divide among the devices: that of samples is filled up.
 
     Raises:
       ConfigError: one sentence on the first setting that cannot work.
@@ -44,7 +48,7 @@ def prepare(config: Any) -> Prepared:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     parts = sharding.batch_parts(mesh)
-    if config.batch_size % parts:
+    if training and config.batch_size % parts:
         below = config.batch_size // parts * parts
         raise ConfigError(
             f"config.batch_size={config.batch_size} does not divide among the {parts} devices of "

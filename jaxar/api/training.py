@@ -37,7 +37,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     Raises:
       ConfigError: a setting cannot work, or `workdir` holds another run.
     """
-    ready = prepare(config)
+    ready = prepare(config, training=True)
     folder = Path(workdir) if workdir else default_workdir(config.name)
     source = open_source(config)
     if config.evaluation.name == "recognition":
