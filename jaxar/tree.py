@@ -1,6 +1,7 @@
-"""Nested dicts of arrays by path: "encoder/blocks/mlp/up/kernel"."""
+"""Nested dicts of arrays by path, "encoder/blocks/mlp/up/kernel", and what differs in two."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,6 +44,15 @@ def differences(given: Any, wanted: Any, *, dtypes: bool = False) -> list[str]:
         elif dtypes and a.dtype != b.dtype:
             lines.append(f"{path} has dtype {a.dtype} instead of {b.dtype}")
     return lines
+
+
+def changes(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Returns a line, "seed: 2 here, 1 there", for each entry in which two records differ."""
+    return [
+        f"{key}: {here.get(key)!r} here, {there.get(key)!r} there"
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
+    ]
 
 
 def count(tree: Any) -> int:

@@ -14,6 +14,7 @@ from jaxar.api.model import Model
 from jaxar.config import ConfigError
 from jaxar.console import Bar, say
 from jaxar.files import Replacing, replace_text
+from jaxar.tree import changes
 
 PROTOCOL, IMAGES, ARRAY = "protocol.json", "images", "images.npz"
 LABELS_RULE = "image i of n has class floor(i classes / n)"
@@ -100,11 +101,7 @@ def _begin(folder: Path, protocol: dict[str, Any]) -> None:
     """Opens the folder for a protocol; raises ConfigError where it holds another's images."""
     path = folder / PROTOCOL
     there = json.loads(path.read_text()) if path.exists() else protocol
-    changed = [
-        f"{key}: {protocol.get(key)} here, {there.get(key)} there"
-        for key in {**protocol, **there}
-        if protocol.get(key) != there.get(key)
-    ]
+    changed = changes(protocol, there)
     if changed:
         raise ConfigError(
             f"{folder} holds samples drawn otherwise ({'; '.join(changed)}): choose another "

@@ -4,7 +4,6 @@ What a file is follows from its first bytes, not from its name. Nothing in it is
 is read when it is asked for: memory holds the names and shapes, and what the caller keeps.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from jaxar.convert import torch_file
 from jaxar.convert.archive import LOCAL, members
 from jaxar.convert.core import WeightsError
 from jaxar.convert.storage import AGAIN, DISTRUST, Reader, Span, Tensor, row_major
+from jaxar.files import sha256
 
 __all__ = ["StateFile", "WeightsError", "naming", "read_state"]
 
@@ -69,7 +69,7 @@ class StateFile(Mapping[str, Any]):
     def __init__(self, reader: Reader, tensors: Mapping[str, Tensor], level: str):
         self.path, self.level = reader.path, level
         self.shapes = {key: tensor.shape for key, tensor in tensors.items()}
-        self._reader, self._tensors, self._sha256 = reader, dict(tensors), None
+        self._reader, self._tensors = reader, dict(tensors)
 
     def __getitem__(self, key: str) -> np.ndarray:
         tensor = self._tensors[key]
@@ -94,10 +94,7 @@ class StateFile(Mapping[str, Any]):
 
     def sha256(self) -> str:
         """Returns the SHA-256 of the whole file in hexadecimal."""
-        if self._sha256 is None:
-            with open(self.path, "rb") as file:
-                self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._sha256
+        return sha256(self.path)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from jaxar.data.records import FORMAT, LABELS, MANIFEST, Layout
 from jaxar.data.source import check_labels
 from jaxar.files import Replacing, replace_text
+from jaxar.tree import changes
 
 Example = tuple[np.ndarray, np.ndarray | None, int]
 """Moments (h, w, 2c), those of the mirror image or None, and a label."""
@@ -136,11 +137,7 @@ class LatentWriter:
             return
         with open(path, encoding="utf-8") as file:
             state = json.load(file)
-        changed = [
-            f"{key}: {self._facts.get(key)!r} here, {state['facts'].get(key)!r} there"
-            for key in sorted({*self._facts, *state["facts"]})
-            if self._facts.get(key) != state["facts"].get(key)
-        ]
+        changed = changes(self._facts, state["facts"])
         if changed:
             raise ValueError(
                 f"{self._root} was begun with other settings ({'; '.join(changed)}): choose "
