@@ -54,10 +54,14 @@ def get_config() -> ConfigDict:
             base_learning_rate=4.8e-2,  # for 256 examples: 3e-3 at batch 16
             final_learning_rate=1e-5,
             warmup_steps=40,
+            warmup_from=0.0,
+            decay="cosine",
             decay_fraction=0.7,
             beta1=0.9,
             beta2=0.99,
             weight_decay=0.0,
+            final_weight_decay=0.0,
+            no_decay=(),
             clip_norm=1.0,
         )
     )

@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
         channels=16,
     )
     config.plan = spec("cell", height=8, width=8)
-    config.context = "noisy"
+    config.context = spec("noisy")
+    config.head = spec("velocity")
     config.label_dropout = 0.1
     config.flow = ConfigDict(
         dict(path=spec("linear"), time=spec("logit_normal", mu=0.0, sigma=1.0))
@@ -69,10 +70,14 @@ def get_config() -> ConfigDict:
             base_learning_rate=5e-5,  # for 256 examples: 4e-4 at batch 2048
             final_learning_rate=1e-5,
             warmup_steps=WARMUP_EPOCHS * IMAGES // config.batch_size,
+            warmup_from=0.0,
+            decay="cosine",
             decay_fraction=0.25,
             beta1=0.9,
             beta2=0.96,
             weight_decay=0.02,
+            final_weight_decay=0.02,
+            no_decay=(),
             clip_norm=1.0,
         )
     )
@@ -83,6 +88,7 @@ def get_config() -> ConfigDict:
             solver="euler_maruyama",
             steps=40,
             shift=1.0,
+            times="published",
             guidance=2.7,
             schedule="linear",
             low=0.0,

@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
     config.tokenizer = spec("patch", height=4, width=4)
     config.autoencoder = spec("none")
     config.plan = spec("cell", height=2, width=2)
-    config.context = "noisy"
+    config.context = spec("noisy")
+    config.head = spec("velocity")
     config.label_dropout = 0.1
     config.flow = ConfigDict(
         dict(path=spec("linear"), time=spec("logit_normal", mu=0.0, sigma=1.0))
@@ -50,10 +51,14 @@ def get_config() -> ConfigDict:
             base_learning_rate=4.8e-2,  # for 256 examples: 6e-3 at batch 32
             final_learning_rate=1e-5,
             warmup_steps=60,
+            warmup_from=0.0,
+            decay="cosine",
             decay_fraction=0.5,
             beta1=0.9,
             beta2=0.96,
             weight_decay=0.02,
+            final_weight_decay=0.02,
+            no_decay=(),
             clip_norm=1.0,
         )
     )
@@ -64,6 +69,7 @@ def get_config() -> ConfigDict:
             solver="euler_maruyama",
             steps=20,
             shift=1.0,
+            times="published",
             guidance=1.5,
             schedule="linear",
             low=0.0,

@@ -10,6 +10,7 @@ Source: arXiv 2502.20388, section 3.2 (the five entities) and 3.3 (noisy context
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,10 @@ class Plan:
         """Place of each entity's first token, and at the end the length of the sequence."""
         return (0, *itertools.accumulate(self.sizes))
 
+    def spans(self) -> list[tuple[int, int]]:
+        """Returns for each entity the places of its first token and of the one after its last."""
+        return list(itertools.pairwise(self.offsets))
+
     @functools.cached_property
     def entity(self) -> np.ndarray:
         """(tokens,) entity of each token: 0, 0, ..., 1, 1, ..."""
@@ -119,12 +124,13 @@ class Plan:
         """Returns ranges [first, last) of entities that one compiled loop can draw.
 
         The first entity stands alone, since nothing precedes it; after it, neighbours share a run
-        if they and the entity before them are of one size.
+        if they and the entity before them are of one size. Scales are all different to the program.
         """
         runs = [(0, 1)]
+        alike = len(self.levels) == 1
         for i in range(1, self.entities):
             first, _ = runs[-1]
-            if first > 0 and self.sizes[i] == self.sizes[first] == self.sizes[first - 1]:
+            if alike and first > 0 and self.sizes[i] == self.sizes[first] == self.sizes[first - 1]:
                 runs[-1] = (first, i + 1)
             else:
                 runs.append((i, i + 1))
@@ -143,6 +149,25 @@ class Plan:
         height, width = self.grid
         last = np.argsort(self.index)[-height * width :]
         return tokens[:, last].reshape(-1, height, width, tokens.shape[-1])
+
+
+def unmasking(tokens: int, iterations: int) -> tuple[int, ...]:
+    """Returns how many tokens each iteration of unmasking reveals: MAR's cosine.
+
+    After iteration i of n, floor(tokens cos(pi/2 i/n)) are still masked, but at least one fewer
+    than before, and at least one until the last iteration, which reveals all that are left.
+    Source: LTH14/mar models/mar.py `sample_tokens`; arXiv 2202.04200.
+
+    Raises:
+      ValueError: there are more iterations than tokens.
+    """
+    if not 1 <= iterations <= tokens:
+        raise ValueError(f"{tokens} tokens take 1 to {tokens} iterations, not {iterations}.")
+    left = [tokens]
+    for i in range(1, iterations):
+        masked = math.floor(tokens * math.cos(math.pi / 2 * i / iterations))
+        left.append(max(1, min(left[-1] - 1, masked)))
+    return tuple(a - b for a, b in itertools.pairwise([*left, 0]))
 
 
 def token(grid: Grid, *, shuffle: int | None = None) -> Plan:

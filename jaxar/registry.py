@@ -1,8 +1,7 @@
 """Names of parts in configs, and the constructors they stand for.
 
-The only file that sees every part. `build(kind, spec)` makes one part; `build_system(config)` makes
-the whole; `convert(name, ...)` reads released weights of a network. Adding a part means adding one
-row.
+`build(kind, spec)` makes one part, `convert(name, ...)` reads released weights of a network. Adding
+a part means adding one row; `assembly` joins the parts of a config.
 """
 
 import functools
@@ -14,8 +13,14 @@ from typing import Any
 import jax
 
 from jaxar import plan
+from jaxar.backbones.flowar import FlowAR
+from jaxar.backbones.mar import MAR
+from jaxar.backbones.var import VAR
 from jaxar.backbones.xar import XAR
 from jaxar.config import ConfigDict, ConfigError
+from jaxar.contexts.masked import Masked
+from jaxar.contexts.noisy import Clean, Noisy
+from jaxar.contexts.shifted import Shifted
 from jaxar.convert import inception as inception_weights
 from jaxar.convert import kl_vae, vq_vae
 from jaxar.convert import xar as xar_weights
@@ -23,15 +28,16 @@ from jaxar.convert.files import read_state
 from jaxar.convert.graph_def import read_constants
 from jaxar.data import folder, glyphs, latents, source, tfds
 from jaxar.flow import path, time
-from jaxar.flow.guidance import Guidance
-from jaxar.heads.flow import FlowHead
+from jaxar.heads.categorical import Categorical, Choosing
+from jaxar.heads.diffusion import Denoising, DiffusionHead
+from jaxar.heads.flow import Solving
+from jaxar.heads.flow_network import FlowNetwork
 from jaxar.metrics import inception
 from jaxar.metrics.evaluation import Fidelity, NoEvaluation, Recognition
-from jaxar.models.autoencoder import Autoencoding
 from jaxar.models.perceptual import Features
 from jaxar.models.quantized import QuantizedAutoencoding
 from jaxar.models.variational import VariationalAutoencoding
-from jaxar.system import Settings, System
+from jaxar.tokenizers.features import FeatureMap
 from jaxar.tokenizers.implicit import FiniteScalar, LookupFree
 from jaxar.tokenizers.moments import Moments
 from jaxar.tokenizers.patch import Patch
@@ -60,6 +66,10 @@ def _no_features() -> None:
     """Returns no feature network."""
 
 
+def _no_head() -> None:
+    """Returns no head: the backbone itself predicts velocities."""
+
+
 def _inception_maps(weights: str) -> Features:
     """Returns the feature network of a file with Inception's weights."""
     params = jax.device_put(read_inception(weights))
@@ -75,7 +85,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "latent_records": latents.LatentRecords,
         "tfds": tfds.Tfds,
     },
-    "tokenizer": {"patch": Patch, "moments": Moments},
+    "tokenizer": {"patch": Patch, "moments": Moments, "features": FeatureMap},
     "plan": {
         "token": plan.token,
         "cell": plan.cell,
@@ -83,7 +93,20 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "scale": plan.scale,
         "image": plan.image,
     },
-    "model": {"xar": XAR},
+    "model": {"xar": XAR, "var": VAR, "flowar": FlowAR, "mar": MAR},
+    "head": {
+        "velocity": _no_head,
+        "categorical": Categorical,
+        "flow_network": FlowNetwork,
+        "diffusion": DiffusionHead,
+    },
+    "context": {"noisy": Noisy, "clean": Clean, "shifted": Shifted, "masked": Masked},
+    "draw": {
+        "velocity": Solving,
+        "flow_network": Solving,
+        "categorical": Choosing,
+        "diffusion": Denoising,
+    },
     "autoencoder": {"kl": KLAutoencoder, "vq": VQAutoencoder},
     "quantizer": {
         "vector": VectorQuantizer,
@@ -159,98 +182,3 @@ def convert(name: str, state: Mapping[str, Any], template: Any) -> Params:
     if name not in CONVERTERS:
         raise ValueError(f"no released weights are known for {name!r}, but for {list(CONVERTERS)}")
     return CONVERTERS[name](state, template)
-
-
-def build_system(config: Any) -> Any:
-    """Returns the system of a config, without parameters, data or devices."""
-    if config.system not in SYSTEMS:
-        raise ConfigError(
-            f"config.system has no choice {config.system!r}: choose one of {sorted(SYSTEMS)}."
-        )
-    return SYSTEMS[config.system](config)
-
-
-def build_autoencoder(config: Any) -> Any:
-    """Returns the template of the autoencoder whose latents a system models.
-
-    None where it has none, and where no weights are given: then nothing is decoded.
-    """
-    arguments = {k: v for k, v in config.autoencoder.items() if k != "weights"}
-    if not config.autoencoder.get("weights"):
-        return None
-    make = functools.partial(_make_autoencoder, arguments)
-    return jax.eval_shape(make, jax.random.key(0))
-
-
-def _next_x(config: Any) -> System:
-    shape = tuple(config.data_shape)
-    tokenizer = build("tokenizer", config.tokenizer)
-    try:
-        grid, channels = tokenizer.latents(shape)
-    except ValueError as error:
-        raise ConfigError(f"config.tokenizer: {error}") from error
-    entities = build("plan", config.plan, grid)
-    try:
-        build_settings(config)  # what cannot be sampled is found before it is trained
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    make = functools.partial(_make, config.model, entities, channels, config.num_classes)
-    return System(
-        tokenizer=tokenizer,
-        plan=entities,
-        backbone=jax.eval_shape(make, jax.random.key(0)),
-        make=make,
-        head=FlowHead(
-            path=build("path", config.flow.path),
-            time=build("time", config.flow.time),
-            context=config.context,
-        ),
-        num_classes=config.num_classes,
-        label_dropout=config.label_dropout,
-        shape=shape,
-    )
-
-
-def _autoencoder(config: Any) -> Autoencoding:
-    arguments = {**config.model, "name": "kl"}
-    return _autoencoding(config, functools.partial(_make_autoencoder, arguments))
-
-
-def _vq_autoencoder(config: Any) -> Autoencoding:
-    arguments = {**config.model, "name": "vq"}
-    return _autoencoding(config, functools.partial(_make_vq, arguments, config.quantizer))
-
-
-def _autoencoding(config: Any, make: Callable[[jax.Array], Any]) -> Autoencoding:
-    features = build("perceptual", config.perceptual)
-    shape, classes = tuple(config.data_shape), config.num_classes
-    return build("loss", config.loss, make, shape, classes, perceptual=features)
-
-
-SYSTEMS = {"next_x": _next_x, "autoencoder": _autoencoder, "vq_autoencoder": _vq_autoencoder}
-
-
-def build_settings(config: Any, **changes: Any) -> Settings:
-    """Returns the sampling settings of a config; `changes` replace fields of `config.sample`."""
-    given = {**config.sample, **{k: v for k, v in changes.items() if v is not None}}
-    return Settings(
-        solver=given["solver"],
-        steps=given["steps"],
-        shift=given["shift"],
-        guidance=Guidance(given["schedule"], given["low"], given["high"]),
-        guided=given["guidance"] != 1,
-        dtype=given["dtype"],
-    )
-
-
-def _make(model: Any, entities: plan.Plan, channels: int, classes: int, key: jax.Array) -> Any:
-    return build("model", model, entities, channels, classes, key=key)
-
-
-def _make_autoencoder(arguments: Mapping[str, Any], key: jax.Array) -> Any:
-    return build("autoencoder", arguments, key=key)
-
-
-def _make_vq(arguments: Mapping[str, Any], quantizer: Any, key: jax.Array) -> Any:
-    own, other = jax.random.split(key)
-    return build("autoencoder", arguments, build("quantizer", quantizer, key=own), key=other)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from jaxar import config as configs
+from jaxar.assembly import build_system
 from jaxar.data.source import Arrays
-from jaxar.registry import build_system
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -11,9 +11,11 @@ import pytest
 from jaxar import config as configs
 from jaxar.api import loading, setup, training
 from jaxar.api.model import Model
-from jaxar.flow.guidance import Guidance
+from jaxar.contexts.base import Settings
+from jaxar.flow.guidance import Guidance, share_of
+from jaxar.heads.flow import FlowNoise, Solving
 from jaxar.nn.module import bind
-from jaxar.system import Settings
+from tests.given import Given, sample_given
 from tests.shrink import NAMES, arrays, shrunk, system_and_params
 
 KINDS = [name for name in NAMES if name.startswith("xar_digits")]
@@ -54,19 +56,18 @@ def test_cached_sampling_is_one_block_causal_pass(name):
     _, system, params = system_and_params(name)
     plan, batch = system.plan, 2
     labels, guidance = jnp.asarray([1, 0]), 1.7
-    draws = jax.random.normal(jax.random.key(5), (batch, plan.tokens, system.channels))
+    draws = jax.random.normal(jax.random.key(5), (batch, plan.tokens, system.entities.channels))
 
-    def noise(entity, draw, shape):
+    def noise(entity, number, shape):
         start = jnp.asarray(plan.offsets)[entity]
         return jax.lax.dynamic_slice_in_dim(draws, start, shape[0], 1)
 
-    settings = Settings("euler", 1, guidance=Guidance("linear"))
-    sample = jax.jit(functools.partial(system.sample_tokens, settings=settings, noise=noise))
-    final = sample(params, jax.random.split(jax.random.key(0), batch), labels, guidance)
+    settings = Settings(Solving("euler", 1), guidance=Guidance("linear"))
+    final = sample_given(system, params, labels, guidance, settings, Given(normal_of=noise))
 
     @jax.jit
     def velocity(tokens, times, labels):
-        return bind(system.backbone, params)(tokens, times, labels, plan.layout())[0]
+        return bind(system.network, params)(tokens, times, labels, plan.layout())[0]
 
     null = jnp.full_like(labels, system.num_classes)
     for i in range(plan.entities):
@@ -75,7 +76,7 @@ def test_cached_sampling_is_one_block_causal_pass(name):
         times = jnp.zeros((batch, plan.entities)).at[:, i].set(1.0)
         conditional = velocity(tokens, times, labels)[:, own]
         unconditional = velocity(tokens, times, null)[:, own]
-        weight = settings.guidance.weight(guidance, i, plan.entities, jnp.ones(()))
+        weight = settings.guidance.weight(guidance, share_of(i, plan.entities))
         v = unconditional + weight * (conditional - unconditional)
         np.testing.assert_allclose(final[:, own], draws[:, own] - v, atol=2e-5)
 
@@ -85,7 +86,7 @@ def test_an_image_depends_on_its_key_alone(name):
     _, system, params = system_and_params(name)
     keys = jax.random.split(jax.random.key(1), 3)
     labels = jnp.asarray([0, 1, 1])
-    settings = Settings("euler_maruyama", 3)
+    settings = Settings(Solving("euler_maruyama", 3))
     sample = jax.jit(functools.partial(system.sample, settings=settings))
     together = sample(params, keys, labels, 2.0)
     alone = sample(params, keys[1:2], labels[1:2], 2.0)
@@ -96,7 +97,7 @@ def test_an_image_depends_on_its_key_alone(name):
 def test_guidance_of_one_needs_no_unconditional_half():
     _, system, params = system_and_params("xar_digits")
     keys, labels = jax.random.split(jax.random.key(1), 2), jnp.asarray([0, 1])
-    guided, plain = (Settings("heun", 2, guided=g) for g in (True, False))
+    guided, plain = (Settings(Solving("heun", 2), guided=g) for g in (True, False))
     a = jax.jit(functools.partial(system.sample, settings=guided))(params, keys, labels, 1.0)
     b = jax.jit(functools.partial(system.sample, settings=plain))(params, keys, labels, 1.0)
     np.testing.assert_allclose(a, b, atol=1e-5)
@@ -108,14 +109,15 @@ def test_prediction_is_causal_by_gradient(name, context):
     """What is predicted of an entity depends on itself and the past, never on the future."""
     _, system, params = system_and_params(name, f"context={context}")
     plan = system.plan
-    tokens = jax.random.normal(jax.random.key(2), (1, plan.tokens, system.channels))
+    tokens = jax.random.normal(jax.random.key(2), (1, plan.tokens, system.entities.channels))
     noise = jax.random.normal(jax.random.key(3), tokens.shape)
     times = jax.random.uniform(jax.random.key(4), (1, plan.entities), minval=0.2, maxval=0.8)
-    model = bind(system.backbone, params)
+    model = bind(system.network, params)
 
     def predictions(tokens):
-        inputs, _ = system.head.prepare(plan, tokens, times, noise)
-        out = model(inputs.tokens, inputs.times, jnp.zeros(1, int), inputs.layout)[0]
+        noised, _ = system.context.flow.prepare(tokens, FlowNoise(times, noise), plan)
+        seen, seen_times, layout = system.context.inputs(tokens, noised, times)
+        out = model(seen, seen_times, jnp.zeros(1, int), layout)[0]
         out = out[0, -plan.tokens :]
         return jnp.stack([jnp.abs(out[plan.entity == i]).sum() for i in range(plan.entities)])
 
@@ -131,14 +133,15 @@ def test_teacher_forcing_equals_noisy_context_where_the_past_is_clean():
     _, noisy, params = system_and_params("xar_digits")
     _, clean, _ = system_and_params("xar_digits", "context=clean")
     plan, last = noisy.plan, noisy.plan.entities - 1
-    tokens = jax.random.normal(jax.random.key(2), (2, plan.tokens, noisy.channels))
+    tokens = jax.random.normal(jax.random.key(2), (2, plan.tokens, noisy.entities.channels))
     noise = jax.random.normal(jax.random.key(3), tokens.shape)
     times = jnp.zeros((2, plan.entities)).at[:, last].set(0.6)
-    model, labels, own = bind(noisy.backbone, params), jnp.zeros(2, int), plan.entity == last
+    model, labels, own = bind(noisy.network, params), jnp.zeros(2, int), plan.entity == last
     outputs = []
     for system in (noisy, clean):
-        inputs, target = system.head.prepare(plan, tokens, times, noise)
-        out = model(inputs.tokens, inputs.times, labels, inputs.layout)[0]
+        noised, target = system.context.flow.prepare(tokens, FlowNoise(times, noise), plan)
+        seen, seen_times, layout = system.context.inputs(tokens, noised, times)
+        out = model(seen, seen_times, labels, layout)[0]
         outputs.append(out[:, -plan.tokens :][:, own])
         np.testing.assert_allclose(target, noise - tokens, atol=1e-6)
     np.testing.assert_allclose(*outputs, atol=1e-5)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxar import config, registry
+from jaxar import config
+from jaxar.assembly import build_system
 from jaxar.backbones.xar import XAR
 from jaxar.convert.core import Row, convert, linear
 from jaxar.convert.xar import BUFFERS, ROWS, from_state_dict
@@ -131,7 +132,7 @@ def test_every_released_key_has_its_place_in_our_config(size, name):
         for key, shape in golden["state_dict"].items()
         if not any(fnmatch.fnmatchcase(key, pattern) for pattern in BUFFERS)
     }
-    template = params_of(registry.build_system(config.load(name)).backbone)
+    template = params_of(build_system(config.load(name)).network)
     leaves = paths(template)
 
     used = []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxar.flow.guidance import Guidance
+from jaxar.flow.guidance import Guidance, Guide, guided, share_of
 from jaxar.flow.path import Cosine, Linear
 from jaxar.flow.solver import SOLVERS, euler, euler_maruyama, heun, midpoint, multistep
 from jaxar.flow.time import LogitNormal, Shifted, Uniform, stochastic_grid, uniform_grid
@@ -249,8 +249,8 @@ def test_euler_maruyama_is_its_loop_written_out(path, x64):
 # Guidance.
 
 
-def weights(rule, entities, t=0.5, guidance=4.0):
-    return [float(rule.weight(guidance, i, entities, jnp.asarray(t))) for i in range(entities)]
+def weights(rule, entities, guidance=4.0):
+    return [float(rule.weight(guidance, share_of(i, entities))) for i in range(entities)]
 
 
 def test_the_weight_rises_from_one_or_stays():
@@ -261,30 +261,38 @@ def test_the_weight_rises_from_one_or_stays():
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_one_entity_gets_the_full_weight(schedule):
     assert weights(Guidance(schedule), 1) == [4.0]
-    assert Guidance(schedule).acts_on(0, 1)
+    assert Guidance(schedule).acts_on(share_of(0, 1))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize(("t", "inside"), [(0.1, 0), (0.2, 1), (0.4, 1), (0.6, 1), (0.7, 0)])
-def test_guidance_acts_inside_its_interval_ends_included(schedule, t, inside):
-    rule = Guidance(schedule, low=0.2, high=0.6)
-    expected = weights(Guidance(schedule), 3) if inside else [1, 1, 1]
-    assert weights(rule, 3, t) == expected
+def test_guidance_acts_inside_its_interval_ends_included(t, inside):
+    guide = Guide(Guidance(low=0.2, high=0.6), 3.0)
+    conditional, unconditional = jnp.ones((1, 2)), jnp.zeros((1, 2))
+
+    def both():
+        return jnp.concatenate([conditional, unconditional])
+
+    out = jax.jit(lambda t: guided(guide, t, both, lambda: conditional))(t)
+    np.testing.assert_allclose(out, 3.0 if inside else 1.0)
+
+
+def test_without_guidance_nothing_is_mixed():
+    out = guided(None, jnp.asarray(0.5), lambda: 1 / 0, lambda: jnp.ones(2))
+    np.testing.assert_array_equal(out, jnp.ones(2))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize("entities", [1, 2, 5])
 def test_acts_on_tells_where_the_weight_is_not_one(schedule, entities):
     rule = Guidance(schedule)
-    acts = [rule.acts_on(i, entities) for i in range(entities)]
+    acts = [rule.acts_on(share_of(i, entities)) for i in range(entities)]
     assert acts == [weight != 1 for weight in weights(rule, entities)]
 
 
 def test_guidance_one_is_no_guidance_and_the_entity_may_be_traced():
     rule = Guidance("linear")
     assert weights(rule, 3, guidance=1.0) == [1, 1, 1]
-    traced = jax.jit(lambda i: rule.weight(4.0, i, 4, jnp.asarray(0.5)))
-    assert float(traced(2)) == 3
+    assert float(jax.jit(lambda i: rule.weight(4.0, share_of(i, 4)))(2)) == 3
 
 
 @pytest.mark.parametrize(

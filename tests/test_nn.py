@@ -13,7 +13,7 @@ from jaxar.nn import layers
 from jaxar.nn.attention import Attention, attend
 from jaxar.nn.module import bind, params_of, stack
 from jaxar.nn.rope import rotary_table, rotate
-from jaxar.nn.transformer import Block, Dropout, Transformer, modulate
+from jaxar.nn.transformer import Block, Dropout, Transformer
 from jaxar.plan import Layout, cell, scale
 from jaxar.tree import nest, paths
 
@@ -136,8 +136,8 @@ def test_each_token_gets_the_vectors_of_its_segment(sizes):
     x = normal(0, 2, 6, 3)
     vectors = [normal(seed, 2, len(sizes), 3) for seed in (1, 2)]
     segment = np.repeat(np.arange(len(sizes)), sizes)
-    wanted = modulate(x, *(v[:, segment] for v in vectors))
-    close(layers.per_segment(modulate, x, vectors, sizes), wanted)
+    wanted = layers.modulate(x, *(v[:, segment] for v in vectors))
+    close(layers.per_segment(layers.modulate, x, vectors, sizes), wanted)
 
 
 def test_equal_segments_are_never_laid_out_for_each_token():
@@ -244,8 +244,17 @@ def test_heads_must_divide_the_width():
 # The transformer.
 
 
+def block(key):
+    attention, mlp, modulation = jax.random.split(key, 3)
+    return Block(
+        Attention(WIDTH, HEADS, key=attention),
+        layers.GatedMLP(WIDTH, HIDDEN, key=mlp),
+        layers.Adaptive(WIDTH, (6, WIDTH), key=modulation),
+    )
+
+
 def transformer(depth=2):
-    return filled(functools.partial(Transformer, depth, WIDTH, HEADS, HIDDEN))
+    return filled(functools.partial(Transformer, depth, block))
 
 
 def rope_of(plan):
@@ -297,7 +306,7 @@ def test_a_cache_changes_nothing(plan):
 def test_a_scan_over_layers_is_one_layer_after_another():
     model, layout = transformer(3), CELLS.layout()
     x, condition = inputs(layout)
-    template = jax.eval_shape(lambda k: Block(WIDTH, HEADS, HIDDEN, key=k), jax.random.key(0))
+    template = jax.eval_shape(block, jax.random.key(0))
     one = jit(lambda params, x: run(bind(template, params), CELLS, layout, x, condition))
     y, keys_values = x, []
     for i in range(3):

@@ -1,6 +1,5 @@
 """Released weights in: a file and a config make pictures, checkpoints and folders to share."""
 
-import functools
 import json
 import sys
 import types
@@ -17,10 +16,12 @@ from jaxar import config as configs
 from jaxar import main, picture, registry
 from jaxar.api import exporting, loading
 from jaxar.config import ConfigError
+from jaxar.contexts.base import Settings
+from jaxar.heads.flow import Solving
 from jaxar.models.perceptual import perceptual_distance
 from jaxar.nn.module import bind
-from jaxar.system import Settings
 from jaxar.training.loop import fit
+from tests.given import Given, sample_given
 from tests.released import GOLDENS, TINY, state_of, write_inception, write_tiny
 from tests.shrink import arrays
 
@@ -42,14 +43,14 @@ def sampled(model, case, solver="euler_maruyama"):
     per_entity = draws.shape[0] // plan.entities
     labels = jnp.asarray(case["sample/labels"])
 
-    def noise(entity, draw, shape):
-        return draws[entity * per_entity + draw]
-
+    given = Given(normal_of=lambda entity, number, shape: draws[entity * per_entity + number])
     with jax.enable_x64(True):
-        settings = Settings(solver, int(case["sample/num_steps"]), dtype="float64")
-        keys = jax.random.split(jax.random.key(0), len(labels))
-        run = functools.partial(model.system.sample, settings=settings, noise=noise)
-        return np.asarray(jax.jit(run)(model.params, keys, labels, float(case["sample/cfg"])))
+        solving = Solving(solver, int(case["sample/num_steps"]), dtype="float64")
+        guidance = float(case["sample/cfg"])
+        tokens = sample_given(
+            model.system, model.params, labels, guidance, Settings(solving), given
+        )
+    return np.asarray(jax.jit(model.system.entities.paste)(tokens))
 
 
 def check_pictures(model, case, path):

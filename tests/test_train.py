@@ -55,8 +55,8 @@ def test_fifty_steps_equal_a_float64_reference():
         # What the library draws in this step, taken from its own key.
         key = jax.random.fold_in(key_for("train", config.seed), i)
         encode, _, draw, _ = jax.random.split(key, 4)
-        tokens = plan.cut(system.tokenizer.encode(batch["data"], encode))
-        draws.append((tokens, *system.head.draw(draw, plan, tokens), batch["label"]))
+        tokens = system.entities.cut(batch["data"], encode)
+        draws.append((tokens, *system.context.noise(None, draw, tokens), batch["label"]))
         state, metrics = step(state, batch)
         ours.append(float(metrics["loss"]))
 

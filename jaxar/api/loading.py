@@ -16,7 +16,7 @@ from jaxar.api.setup import Prepared, default_workdir, prepare
 from jaxar.config import ConfigError
 from jaxar.convert.files import StateFile, read_state
 from jaxar.files import sha256
-from jaxar.nn.module import params_of
+from jaxar.nn.module import bind, params_of
 from jaxar.typing import Params
 
 CONFIG = "config.json"
@@ -111,7 +111,7 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
     Raises:
       ConfigError: the weights are not of it.
     """
-    if ready.network is None:
+    if ready.network is None or not config.autoencoder.weights:
         return None
     path, template = Path(config.autoencoder.weights), params_of(ready.network)
     if not path.exists():
@@ -123,9 +123,26 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
         params, path = _autoencoder_of(path, template)
     else:
         with _state(path) as state:
-            params = registry.convert("kl_autoencoder", state, template)
+            name = f"{config.autoencoder.name}_autoencoder"
+            params = registry.convert(name, state, template)
     everywhere = sharding.replicated(ready.mesh)
     return Autoencoder(ready.network, jax.device_put(params, everywhere), Origin(path))
+
+
+def attached(system: Any, autoencoder: Autoencoder | None) -> Any:
+    """Returns the system with the autoencoder's parameters, where it cannot do without them.
+
+    Raises:
+      ConfigError: it needs an autoencoder, and there is none.
+    """
+    if not getattr(system, "needs_autoencoder", False):
+        return system
+    if autoencoder is None:
+        raise ConfigError(
+            "This system predicts codes of an autoencoder and needs its weights: give "
+            "--tokenizer=FILE, a folder or a run."
+        )
+    return system.attach(bind(autoencoder.network, autoencoder.params))
 
 
 def require_same_run(config: Any, saved: Any, folder: Path) -> None:
@@ -151,7 +168,8 @@ def _state(path: str | Path, level: str | None = None) -> Iterator[StateFile]:
 
 def _model(config: Any, ready: Prepared, params: Params, *, origin: Origin, step: int = 0) -> Model:
     autoencoder = load_autoencoder(config, ready)
-    return Model(config, ready.system, params, ready.mesh, step, autoencoder, origin)
+    system = attached(ready.system, autoencoder)
+    return Model(config, system, params, ready.mesh, step, autoencoder, origin)
 
 
 def _from_workdir(

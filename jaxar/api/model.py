@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import registry, sharding, tree
+from jaxar import assembly, sharding, tree
+from jaxar.contexts.base import Settings
 from jaxar.files import sha256
 from jaxar.keys import LARGEST_SEED, key_for
 from jaxar.nn.module import bind
-from jaxar.system import Settings, System
+from jaxar.system import System
 from jaxar.typing import Array, Params
 
 
@@ -79,17 +80,7 @@ class Model:
     autoencoder: Autoencoder | None = None
     origin: Origin = Origin(None)
 
-    def sample(
-        self,
-        labels: Sequence[int] | np.ndarray,
-        *,
-        seed: int = 0,
-        guidance: float | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
-        first: int = 0,
-        latents: bool = False,
-    ) -> np.ndarray:
+    def sample(self, labels: Sequence[int] | np.ndarray, **options: Any) -> np.ndarray:
         """Returns generated data, (b, h, w, c) float32: images in [-1, 1], or latents.
 
         Latents come where the system models an autoencoder's latents and none was loaded, scaled
@@ -98,25 +89,12 @@ class Model:
 
         Args:
           labels: One class in [0, num_classes) for each image.
-          seed: Seed of all noise.
-          guidance: Weight of classifier-free guidance, at least 1; 1 is none.
-          steps: Solver steps for each entity.
-          solver: "euler", "heun", "midpoint", "multistep" or "euler_maruyama".
-          first: Number of the first image: image i is drawn with the noise of number first + i.
-          latents: Whether to return latents although there is an autoencoder.
+          **options: See `start`.
 
         Raises:
           ValueError: a label is out of range, or a setting makes no sense; names the range.
         """
-        images = self.start(
-            labels,
-            seed=seed,
-            guidance=guidance,
-            steps=steps,
-            solver=solver,
-            first=first,
-            latents=latents,
-        )
+        images = self.start(labels, **options)
         return np.asarray(jax.device_get(images))[: len(labels)]
 
     def start(
@@ -124,20 +102,29 @@ class Model:
         labels: Sequence[int] | np.ndarray,
         *,
         seed: int = 0,
-        guidance: float | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
         first: int = 0,
         latents: bool = False,
+        guidance: float | None = None,
+        **settings: Any,
     ) -> Array:
         """Returns the data of `sample` before they are there: the devices go on working.
 
         The batch is filled up to a multiple of the devices; the rows after the labels are void.
+
+        Args:
+          labels: One class in [0, num_classes) for each image.
+          seed: Seed of all noise.
+          first: Number of the first image: image i is drawn with the noise of number first + i.
+          latents: Whether to return latents although there is an autoencoder.
+          guidance: Weight of classifier-free guidance, at least 1; 1 is none.
+          **settings: Other fields of config.sample, such as `steps` and `solver` of xAR and FlowAR,
+            `top_k` and `top_p` of VAR, `iterations` and `temperature` of MAR.
+
+        Raises:
+          ValueError: see `sample`.
         """
         labels = self._checked(labels)
-        settings = registry.build_settings(
-            self.config, guidance=guidance, steps=steps, solver=solver
-        )
+        chosen = assembly.build_settings(self.config, guidance=guidance, **settings)
         weight = self.config.sample.guidance if guidance is None else guidance
         if not (np.isfinite(weight) and weight >= 1):
             raise ValueError(f"guidance must be a number of 1 or more, not {weight}.")
@@ -149,7 +136,7 @@ class Model:
         place = sharding.batch_sharding(self.mesh)
         numbers = jax.device_put(np.arange(first, first + len(padded), dtype=np.uint32), place)
         decoder = None if latents else self.autoencoder
-        run = _sampler(self.system, decoder.network if decoder else None, settings)
+        run = _sampler(self.system, decoder.network if decoder else None, chosen)
         weights = (self.params, decoder.params if decoder else {})
         return run(weights, seed, numbers, jax.device_put(padded, place), float(weight))
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxar import assembly, registry, sharding, tree
 from jaxar import config as configs
-from jaxar import registry, sharding, tree
 from jaxar.config import ConfigError
 
 
@@ -41,8 +41,8 @@ def prepare(config: Any, *, training: bool = False) -> Prepared:
     if jax.process_count() > 1:
         raise ConfigError("jaxar runs in one process for now: start it on one host only.")
     registry.build("evaluation", config.evaluation)
-    system = registry.build_system(config)
-    network = registry.build_autoencoder(config)
+    system = assembly.build_system(config)
+    network = assembly.build_autoencoder(config)
     try:
         mesh = sharding.make_mesh(config.mesh)
     except ValueError as error:

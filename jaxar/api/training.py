@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxar import checkpoint, picture, tree
 from jaxar import config as configs
-from jaxar.api.loading import CONFIG, load_autoencoder, require_same_run
+from jaxar.api.loading import CONFIG, attached, load_autoencoder, require_same_run
 from jaxar.api.model import Autoencoder, Model
 from jaxar.api.setup import (
     default_workdir,
@@ -45,6 +45,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     autoencoder = load_autoencoder(config, ready)
     if autoencoder is not None:
         _require_same_weights(config, autoencoder, getattr(source, "manifest", {}))
+    system = attached(ready.system, autoencoder)
     _remember(config, folder)
     passes = config.steps * config.batch_size / len(source)
     say(
@@ -55,14 +56,14 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     say("devices", describe(ready.mesh))
 
     def model(params, step):
-        return Model(config, ready.system, params, ready.mesh, step, autoencoder)
+        return Model(config, system, params, ready.mesh, step, autoencoder)
 
     def preview(params, ema, step):
         models = {"raw": model(params, step), "average": model(ema, step)}
         draw(models, folder / f"samples_{step:07}.png")
         picture.curve(read_history(folder), folder / CURVE)
 
-    state = fit(ready.system, source, config, folder, ready.mesh, preview)
+    state = fit(system, source, config, folder, ready.mesh, preview)
     trained = model(state.ema, int(state.step))
     draw({"average": trained}, folder / SAMPLES)
     picture.curve(read_history(folder), folder / CURVE)

@@ -1,14 +1,18 @@
-"""Classifier-free guidance: how far to go beyond the unconditional velocity.
+"""Classifier-free guidance: how far to go beyond the unconditional prediction.
 
     v = v_unconditional + w (v_conditional - v_unconditional),  w >= 1
 
-w = 1 is the conditional velocity alone. Source: arXiv 2207.12598; xAR's ramp over entities is in
-OliverRensu/xAR models/xar.py `sample_tokens`; the interval is arXiv 2404.07724.
+w = 1 is the conditional prediction alone. v is a velocity, noise or logits.
+Source: arXiv 2207.12598; the ramps over entities are in OliverRensu/xAR models/xar.py
+`sample_tokens`, FoundationVision/VAR models/var.py (where w = 1 + cfg k / (K - 1)) and LTH14/mar
+models/mar.py; the interval is arXiv 2404.07724.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxar.typing import Array
@@ -16,11 +20,11 @@ from jaxar.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Weight w as a function of entity and time.
+    """Weight w as a function of the share of the walk that is done, and of time.
 
     Attributes:
-      schedule: "linear" raises the weight from 1 at the first entity to the full weight at the
-        last, as xAR does; "constant" keeps it. A plan of one entity always gets the full weight.
+      schedule: "linear" raises the weight from 1 at share 0 to the full weight at share 1, as the
+        releases do; "constant" keeps it.
       low: Guidance acts only for times in [low, high]; elsewhere w = 1.
       high: See `low`.
     """
@@ -40,14 +44,61 @@ class Guidance:
                 f"not low={self.low}, high={self.high}."
             )
 
-    def acts_on(self, entity: int, entities: int) -> bool:
-        """Returns whether the weight of this entity can differ from 1."""
-        return self.schedule == "constant" or entities == 1 or entity > 0
+    def acts_on(self, share: float) -> bool:
+        """Returns whether the weight at this share can differ from 1."""
+        return self.schedule == "constant" or share > 0
 
-    def weight(self, guidance: Array | float, entity: Any, entities: int, t: Array) -> Array:
-        """Returns w for one entity (0 <= entity < entities, may be traced) at time t."""
-        share = 1.0
-        if self.schedule == "linear" and entities > 1:
-            share = entity / (entities - 1)
-        inside = (t >= self.low) & (t <= self.high)
-        return jnp.where(inside, 1 + (guidance - 1) * share, 1.0)
+    def weight(self, guidance: Array | float, share: Any) -> Array | float:
+        """Returns w inside the interval, for a share in [0, 1] that may be traced."""
+        return guidance if self.schedule == "constant" else 1 + (guidance - 1) * share
+
+    def inside(self, t: Array) -> Array:
+        """Returns whether guidance acts at time t."""
+        return (t >= self.low) & (t <= self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """Guidance of one entity.
+
+    Attributes:
+      rule: Its rule.
+      weight: w, may be traced.
+    """
+
+    rule: Guidance
+    weight: Any
+
+    def mix(self, both: Array) -> Array:
+        """Returns the guided half of [conditional; unconditional]."""
+        conditional, unconditional = jnp.split(both, 2)
+        weight = jnp.asarray(self.weight, both.dtype)
+        return unconditional + weight * (conditional - unconditional)
+
+
+def guided(
+    guide: Guide | None, t: Array, both: Callable[[], Array], alone: Callable[[], Array]
+) -> Array:
+    """Returns the guided prediction at time t; outside the interval only `alone` is computed.
+
+    Args:
+      guide: Guidance of the entity, or None for none.
+      t: Time.
+      both: both() -> predictions of [conditional; unconditional].
+      alone: alone() -> the conditional prediction.
+    """
+    if guide is None:
+        return alone()
+    if guide.rule.low == 0 and guide.rule.high == 1:
+        return guide.mix(both())
+    return jax.lax.cond(guide.rule.inside(t), lambda: guide.mix(both()), alone)
+
+
+def share_of(entity: Any, entities: int) -> Any:
+    """Returns the share of the walk at an entity: 0 at the first, 1 at the last or only one."""
+    return entity / (entities - 1) if entities > 1 else 1.0
+
+
+def twice(x: Array) -> Array:
+    """Returns [x; x] along the batch."""
+    return jnp.concatenate([x, x])

@@ -77,3 +77,17 @@ def stochastic_grid(steps: int, shift: float = 1.0, last: float = 0.04) -> np.nd
     if steps < 2:
         raise ValueError(f"This solver needs at least 2 steps, not {steps}.")
     return shift_time(np.append(np.linspace(1, last, steps), 0.0), shift)
+
+
+def two_part_grid(steps: int, shift: float = 1.0) -> np.ndarray:
+    """Returns FlowAR's float64 times: half of them from 1 to 0.3, the others from 0.25 to 0.
+
+    An odd number of steps counts as the even one below, and 50 steps are equally spaced, as in the
+    release. Source: wangqiang9/FlowAR models/sampler.py `euler_sampler`.
+    """
+    if steps < 2:
+        raise ValueError(f"This grid needs at least 2 steps, not {steps}.")
+    if steps == 50:
+        return uniform_grid(steps, shift)
+    half = steps // 2
+    return shift_time(np.append(np.linspace(1, 0.3, half), np.linspace(0.25, 0, half + 1)), shift)

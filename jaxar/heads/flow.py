@@ -1,102 +1,138 @@
-"""The head of xAR: flow matching inside an entity, conditioned on noisy earlier entities.
+"""Flow matching of entities: what is noised, what is predicted, and how a flow is solved.
 
-    x_t = path(x, e, t),   loss = mean (backbone(x_t, t, class) - v(x, e, t))^2          (1)
+    x_t = path(x, e, t),   target = v(x, e, t)                                         (1)
 
-Every entity has its own time t and noise e. Under *noisy context learning* an entity sees itself
-and the earlier *noised* entities, so the network meets its own kind of errors in training; the
-alternative is *teacher forcing*, where it sees the clean earlier entities (two streams).
+Every entity has its own time t and noise e. In xAR the backbone itself predicts the velocity; in
+FlowAR a network of its own does (`heads.flow_network`).
 
-Source: arXiv 2502.20388, section 3.3 and equations 6 to 8; OliverRensu/xAR models/xar.py `forward`.
+Source: arXiv 2502.20388, equations 6 to 8; OliverRensu/xAR models/xar.py `forward`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.draws import Draws
+from jaxar.flow import time
 from jaxar.flow.path import Path
-from jaxar.flow.solver import Solver, Velocity
-from jaxar.plan import Layout, Plan
+from jaxar.flow.solver import SOLVERS, Velocity
+from jaxar.heads.base import Known
+from jaxar.plan import Plan
 from jaxar.typing import Array, Float
 
 
-class Inputs(NamedTuple):
-    """What the backbone sees in training: tokens, the time of each segment, and their layout."""
+class FlowNoise(NamedTuple):
+    """Randomness of a loss: a time for each entity, (b, x), and noise for each token, (b, n, c)."""
 
-    tokens: Array
     times: Array
-    layout: Layout
+    noise: Array
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowHead:
+class Flow:
     """Flow matching with one time an entity.
 
     Attributes:
       path: Interpolant between data and noise.
       time: Law of training times: a function (key, shape) -> times.
-      context: "noisy" (the paper) or "clean" (teacher forcing), for earlier entities in training.
     """
 
     path: Path
     time: Callable[[Array, tuple[int, ...]], Array]
-    context: Literal["noisy", "clean"] = "noisy"
 
-    def __post_init__(self):
-        if self.context not in ("noisy", "clean"):
-            raise ValueError(f"The context must be 'noisy' or 'clean', not {self.context!r}.")
-
-    def draw(
-        self, key: Array, plan: Plan, tokens: Float[Array, "b n c"]
-    ) -> tuple[Float[Array, "b x"], Float[Array, "b n c"]]:
+    def noise(self, key: Array, tokens: Float[Array, "b n c"], plan: Plan) -> FlowNoise:
         """Returns a time for each entity and noise for each token."""
         time_key, noise_key = jax.random.split(key)
         times = self.time(time_key, (tokens.shape[0], plan.entities))
-        return times, jax.random.normal(noise_key, tokens.shape)
+        return FlowNoise(times, jax.random.normal(noise_key, tokens.shape))
 
     def prepare(
-        self,
-        plan: Plan,
-        tokens: Float[Array, "b n c"],
-        times: Float[Array, "b x"],
-        noise: Float[Array, "b n c"],
-    ) -> tuple[Inputs, Float[Array, "b n c"]]:
-        """Returns the backbone's inputs and the velocity it should predict."""
-        t = times[:, plan.entity, None]
-        noised = self.path.interpolate(tokens, noise, t)
-        target = self.path.velocity(tokens, noise, t)
-        if self.context == "noisy":
-            return Inputs(noised, times, plan.layout()), target
-        streams = jnp.concatenate([tokens, noised], 1)
-        clean = jnp.concatenate([jnp.zeros_like(times), times], 1)
-        return Inputs(streams, clean, plan.two_streams()), target
+        self, tokens: Float[Array, "b n c"], noise: FlowNoise, plan: Plan
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "b n c"]]:
+        """Returns the noised tokens and the velocities to predict, (1)."""
+        t = noise.times[:, plan.entity, None]
+        noised = self.path.interpolate(tokens, noise.noise, t)
+        return noised, self.path.velocity(tokens, noise.noise, t)
 
-    def loss(
-        self, prediction: Float[Array, "b n c"], target: Float[Array, "b m c"]
-    ) -> Float[Array, ""]:
-        """Returns the mean squared error, equation (1), over the noised tokens, in float32."""
-        prediction = prediction[:, -target.shape[1] :]
-        return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target))
 
-    def sample(
-        self,
-        velocity: Velocity,
-        noise: Callable[[Any], Array],
-        solver: Solver,
-        grid: np.ndarray,
-        dtype: Any,
-    ) -> Array:
-        """Returns one entity: noise(0) carried to data along the velocity.
+@dataclasses.dataclass(frozen=True)
+class Solving:
+    """How flows are solved in sampling. Static under `jax.jit`.
 
-        Args:
-          velocity: Guided velocity of this entity, with backbone and cache inside.
-          noise: noise(0) is the start, noise(1), ... are a stochastic solver's draws.
-          solver: Entry of `SOLVERS`.
-          grid: Times of the solver.
-          dtype: Of the solver's state.
-        """
-        start = noise(0).astype(dtype)
-        return solver.solve(velocity, start, grid, lambda i: noise(1 + i).astype(dtype), self.path)
+    Attributes:
+      solver: Name in `SOLVERS`.
+      steps: Solver steps for each entity.
+      shift: Shift of the solver's times towards noise; 1 for none.
+      times: "published", the grid that belongs to the solver, or "two_part", FlowAR's.
+      dtype: Of the solver's state: "float32", or "float64" as the released code (needs x64).
+    """
+
+    solver: str = "euler_maruyama"
+    steps: int = 50
+    shift: float = 1.0
+    times: str = "published"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise ValueError(f"Unknown solver {self.solver!r}: choose one of {sorted(SOLVERS)}.")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"The number of solver steps must be 1 or more, not {self.steps!r}.")
+        if self.shift <= 0:
+            raise ValueError(f"The time shift must be above 0, not {self.shift}.")
+        if self.times not in ("published", "two_part"):
+            raise ValueError(f"The times are 'published' or 'two_part', not {self.times!r}.")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"The solver's dtype is 'float32' or 'float64', not {self.dtype!r}.")
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore
+            raise ValueError("A float64 solver needs 64-bit JAX: set JAX_ENABLE_X64=true.")
+        self.grid  # noqa: B018 -- too few steps are found here
+
+    @property
+    def grid(self) -> np.ndarray:
+        """(steps + 1,) times from noise to data."""
+        make = SOLVERS[self.solver].grid if self.times == "published" else time.two_part_grid
+        return make(self.steps, self.shift)
+
+
+def solve(
+    velocity: Velocity,
+    shape: tuple[int, int],
+    settings: Solving,
+    path: Path,
+    draws: Draws,
+    known: Known | None,
+) -> Float[Array, "b n c"]:
+    """Returns one entity: noise carried to data along the velocity.
+
+    Known tokens follow their own straight way from their noise, so that the others see them as in
+    training.
+
+    Args:
+      velocity: Guided velocity of this entity, with all networks inside.
+      shape: (tokens, channels) of the entity.
+      settings: Solver and times.
+      path: Interpolant, for stochastic solvers.
+      draws: normal(0) is the start, normal(1), ... are a stochastic solver's draws.
+      known: Tokens of this entity to keep, or None.
+    """
+    dtype = jnp.dtype(settings.dtype)
+
+    def noise(i):
+        return draws.normal(i, shape).astype(dtype)
+
+    start = noise(0)
+
+    def field(x: Array, t: Array) -> Array:
+        if known is None:
+            return velocity(x, t)
+        way = path.interpolate(known.tokens.astype(dtype), start, t)
+        return velocity(known._replace(tokens=way).keep(x), t)
+
+    solver = SOLVERS[settings.solver]
+    x = solver.solve(field, start, settings.grid, lambda i: noise(1 + i), path)
+    return x if known is None else known.keep(x)

@@ -1,10 +1,12 @@
 """Attention, and the one place where its kernel is chosen."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxar.nn.layers import Linear, dropout, split_or_none
-from jaxar.nn.module import Module
+from jaxar.nn.layers import Initial, Linear, dropout, split_or_none, xavier_uniform
+from jaxar.nn.module import Module, Param
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array, Float, Mask
 
@@ -18,21 +20,23 @@ def attend(
     v: Float[Array, "b m k e"],
     mask: Mask = None,
     *,
+    scale: float | None = None,
     rate: float = 0.0,
     key: Array | None = None,
 ) -> Float[Array, "b n k e"]:
-    """Returns softmax(q k' / sqrt(e)) v, the softmax in float32.
+    """Returns softmax(scale q k') v, the softmax in float32.
 
     Args:
       q: Queries.
       k: Keys.
       v: Values.
       mask: (n, m) bool, True where a query sees a key, or None where all do.
+      scale: Of the logits; 1 / sqrt(e) by default.
       rate: Dropout of the weights, where a key is given.
       key: Randomness of the dropout.
     """
     logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32)
-    logits = logits * q.shape[-1] ** -0.5
+    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     weights = dropout(jax.nn.softmax(logits, -1).astype(v.dtype), rate, key)
@@ -40,23 +44,47 @@ def attend(
 
 
 class Attention(Module):
-    """Multi-head self-attention with rotary positions and an explicit cache."""
+    """Multi-head self-attention with an explicit cache."""
 
-    def __init__(self, width: int, heads: int, *, key: Array):
-        """Makes the fused projection to queries, keys and values, and the output projection."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool | tuple[bool, bool, bool] = True,
+        scale: float | None = None,
+        key: Array,
+        init: Initial = xavier_uniform,
+        out_init: Initial = xavier_uniform,
+    ):
+        """Makes the fused projection to queries, keys and values, and the output projection.
+
+        Args:
+          width: Of the tokens.
+          heads: Must divide the width.
+          bias: Whether queries, keys and values have a bias; one answer or three.
+          scale: Of the logits; 1 / sqrt(head dimension) by default.
+          key: Randomness of the initial values.
+          init: Law of the fused projection.
+          out_init: Law of the output projection.
+
+        Raises:
+          ValueError: the heads do not divide the width.
+        """
         if width % heads:
             raise ValueError(f"{heads} heads do not divide the width {width}.")
         inner, outer = jax.random.split(key)
         head = width // heads
-        self.qkv = Linear(width, (3, heads, head), key=inner)
-        self.out = Linear((heads, head), width, key=outer)
+        self.scale = scale
+        self.qkv = Linear(width, (3, heads, head), bias=bias, key=inner, init=init)
+        self.out = Linear((heads, head), width, key=outer, init=out_init)
 
     def __call__(
         self,
         x: Float[Array, "b n d"],
         *,
-        rope: Float[Array, "2 n e"],
-        mask: Mask,
+        rope: Float[Array, "2 n e"] | None = None,
+        mask: Mask = None,
         cache: KeyValue | None = None,
         attention_rate: float = 0.0,
         rate: float = 0.0,
@@ -68,11 +96,82 @@ class Attention(Module):
         the mask's columns.
         """
         inner, outer = split_or_none(key, 2)
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = self.project(x)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         seen_k, seen_v = k, v
         if cache is not None:
             seen_k = jnp.concatenate([cache[0], k], 1)
             seen_v = jnp.concatenate([cache[1], v], 1)
-        y = self.out(attend(q, seen_k, seen_v, mask, rate=attention_rate, key=inner))
-        return dropout(y, rate, outer), (k, v)
+        y = attend(q, seen_k, seen_v, mask, scale=self.scale, rate=attention_rate, key=inner)
+        return dropout(self.out(y), rate, outer), (k, v)
+
+    def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+        """Returns queries, keys and values, (b, n, k, e) each."""
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        return q, k, v
+
+
+class CosineAttention(Attention):
+    """Attention by the cosine of queries and keys, with a learned scale for each head.
+
+    The scale is kept as its logarithm, starts at 4 and is held below 100. Source: arXiv 2111.09883;
+    FoundationVision/VAR models/basic_var.py `SelfAttention` with `attn_l2_norm`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool | tuple[bool, bool, bool] = True,
+        key: Array,
+        init: Initial = xavier_uniform,
+        out_init: Initial = xavier_uniform,
+    ):
+        """Makes the projections and the scales; see `Attention`."""
+        super().__init__(width, heads, bias=bias, scale=1.0, key=key, init=init, out_init=out_init)
+        self.log_scale = Param(jnp.full(heads, math.log(4.0)))
+
+    def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+        """Returns scaled unit queries, unit keys, and values."""
+        q, k, v = super().project(x)
+        scale = jnp.exp(jnp.minimum(self.log_scale[...], math.log(100.0)))
+        return _unit(q) * scale[:, None].astype(q.dtype), _unit(k), v
+
+
+class CrossAttention(Module):
+    """Multi-head attention from tokens to a context; no biases but that of the output."""
+
+    def __init__(self, width: int, context_width: int, heads: int, *, key: Array):
+        """Makes the projections.
+
+        Raises:
+          ValueError: the heads do not divide the width.
+        """
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide the width {width}.")
+        query, fused, outer = jax.random.split(key, 3)
+        head = width // heads
+        self.query = Linear(width, (heads, head), bias=False, key=query)
+        self.kv = Linear(context_width, (2, heads, head), bias=False, key=fused)
+        self.out = Linear((heads, head), width, key=outer)
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        context: Float[Array, "b n d2"],
+        *,
+        rope: Float[Array, "2 n e"],
+        mask: Mask = None,
+    ) -> Float[Array, "b n d"]:
+        """Returns what the tokens read in a context at the same positions."""
+        k, v = jnp.moveaxis(self.kv(context), 2, 0)
+        return self.out(attend(rotate(self.query(x), rope), rotate(k, rope), v, mask))
+
+
+def _unit(x: Array) -> Array:
+    """Returns x / |x| over the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    length = jnp.sqrt(jnp.sum(jnp.square(y), -1, keepdims=True))
+    return (y / jnp.maximum(length, 1e-12)).astype(x.dtype)

@@ -1,10 +1,11 @@
-"""Linear maps, norms, embeddings, the gated MLP, adaptive modulation and dropout.
+"""Linear maps, norms, embeddings, MLPs, adaptive modulation and dropout.
 
 Parameters are float32. Every layer computes in the dtype of its input, norms in float32.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,28 @@ import numpy as np
 from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""Names in configs of what layers may compute in."""
+
 Shape = int | tuple[int, ...]
+Initial = Callable[[Array, int, int], Array]
+"""init(key, inputs, outputs) -> (inputs, outputs): the law of a kernel's initial values."""
 
 
 def xavier_uniform(key: Array, inputs: int, outputs: int) -> Array:
     """Returns an (inputs, outputs) matrix, uniform within sqrt(6 / (inputs + outputs))."""
     bound = math.sqrt(6 / (inputs + outputs))
     return jax.random.uniform(key, (inputs, outputs), minval=-bound, maxval=bound)
+
+
+def normal(std: float) -> Initial:
+    """Returns the law N(0, std^2)."""
+    return lambda key, inputs, outputs: std * jax.random.normal(key, (inputs, outputs))
+
+
+def zeros(key: Array, inputs: int, outputs: int) -> Array:
+    """Returns an (inputs, outputs) matrix of zeros."""
+    return jnp.zeros((inputs, outputs))
 
 
 class Linear(Module):
@@ -30,19 +46,37 @@ class Linear(Module):
     """
 
     def __init__(
-        self, inputs: Shape, outputs: Shape, *, key: Array, init: Callable = xavier_uniform
+        self,
+        inputs: Shape,
+        outputs: Shape,
+        *,
+        bias: bool | tuple[bool, ...] = True,
+        key: Array,
+        init: Initial = xavier_uniform,
     ):
-        """Draws the kernel by `init(key, inputs, outputs)`; the bias starts at zero."""
+        """Draws the kernel by `init(key, inputs, outputs)`; the bias starts at zero.
+
+        `bias` is one answer, or one for each entry of the first output axis: of queries, keys and
+        values, for instance, where the keys have none.
+        """
         self.inputs, self.outputs = _axes(inputs), _axes(outputs)
         kernel = init(key, math.prod(self.inputs), math.prod(self.outputs))
         self.kernel = Param(kernel.reshape(self.inputs + self.outputs))
-        self.bias = Param(jnp.zeros(self.outputs))
+        self.biased = bias if isinstance(bias, tuple) else (bias,) * self.outputs[0]
+        if any(self.biased):
+            self.bias = Param(jnp.zeros((sum(self.biased), *self.outputs[1:])))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns (..., *outputs) for x of shape (..., *inputs)."""
         kernel = self.kernel[...].astype(x.dtype)
         y = jnp.tensordot(x, kernel, axes=len(self.inputs))
-        return y + self.bias[...].astype(x.dtype)
+        if not any(self.biased):
+            return y
+        bias = self.bias[...].astype(x.dtype)
+        if not all(self.biased):
+            whole = jnp.zeros(self.outputs, x.dtype)
+            bias = whole.at[np.flatnonzero(self.biased)].set(bias)
+        return y + bias
 
 
 class Table(Module):
@@ -76,6 +110,65 @@ class RMSNorm(Module):
         return rms_norm(x) * self.scale[...].astype(x.dtype)
 
 
+def layer_norm(x: Float[Array, "..."], epsilon: float = 1e-6) -> Float[Array, "..."]:
+    """Returns (x - mean) / sqrt(variance + epsilon) over the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + epsilon)
+    return y.astype(x.dtype)
+
+
+class LayerNorm(Module):
+    """Layer norm with a learned scale and bias; the form without is the function `layer_norm`."""
+
+    def __init__(self, width: int):
+        """Starts the scale at one, the bias at zero."""
+        self.scale = Param(jnp.ones(width))
+        self.bias = Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Returns the normalised input times the scale, plus the bias."""
+        return layer_norm(x) * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """Returns x Phi(x), Phi the normal distribution function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Returns GELU's approximation by tanh."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+class MLP(Module):
+    """down(activation(up(x)))."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Callable[[Array], Array],
+        key: Array,
+        init: Initial = xavier_uniform,
+        out_init: Initial = xavier_uniform,
+    ):
+        """Makes two maps of inner width `hidden`, drawn by `init` and `out_init`."""
+        up, down = jax.random.split(key)
+        self.activation = activation
+        self.up = Linear(width, hidden, key=up, init=init)
+        self.down = Linear(hidden, width, key=down, init=out_init)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], rate: float = 0.0, key: Array | None = None
+    ) -> Float[Array, "b n d"]:
+        """Returns the MLP's output, with dropout inside and after it where a key is given."""
+        inner, outer = split_or_none(key, 2)
+        hidden = dropout(self.activation(self.up(x)), rate, inner)
+        return dropout(self.down(hidden), rate, outer)
+
+
 class GatedMLP(Module):
     """down(gelu(gate(x)) up(x)).
 
@@ -95,7 +188,7 @@ class GatedMLP(Module):
     ) -> Float[Array, "b n d"]:
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
-        hidden = jax.nn.gelu(self.gate(x), approximate=False) * self.up(x)
+        hidden = gelu(self.gate(x)) * self.up(x)
         return dropout(self.down(dropout(hidden, rate, inner)), rate, outer)
 
 
@@ -107,12 +200,20 @@ class TimeEmbedding(Module):
 
     features = 256
 
-    def __init__(self, width: int, *, scale: float, truncate: bool, key: Array):
+    def __init__(
+        self,
+        width: int,
+        *,
+        scale: float,
+        truncate: bool,
+        key: Array,
+        init: Initial = xavier_uniform,
+    ):
         """Multiplies times by `scale`; `truncate` cuts that to an integer, as xAR's release."""
         first, second = jax.random.split(key)
         self.scale, self.truncate = scale, truncate
-        self.first = Linear(self.features, width, key=first)
-        self.second = Linear(width, width, key=second)
+        self.first = Linear(self.features, width, key=first, init=init)
+        self.second = Linear(width, width, key=second, init=init)
 
     def __call__(self, t: Float[Array, "..."]) -> Float[Array, "... d"]:
         """Returns float32 vectors for times in [0, 1]."""
@@ -128,6 +229,24 @@ def sinusoids(t: Float[Array, "..."], features: int, period: float = 1e4) -> Flo
     frequency = jnp.exp(-math.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = t[..., None] * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+class Adaptive(Linear):
+    """The vectors that modulate a block: a linear map of silu(condition).
+
+    Source: adaLN of DiT, arXiv 2212.09748; named `ada_lin` in VAR, FlowAR and xAR.
+    """
+
+    def __call__(
+        self, condition: Float[Array, "..."], dtype: Any = jnp.float32
+    ) -> Float[Array, "..."]:
+        """Returns (..., *outputs), computed in `dtype`."""
+        return super().__call__(jax.nn.silu(condition).astype(dtype))
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """Returns x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
 
 
 def per_segment(
@@ -155,6 +274,17 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def drop_path(x: Float[Array, "b ..."], rate: Array | float, key: Array | None) -> Array:
+    """Returns x with whole examples zeroed with probability `rate`, the rest scaled up.
+
+    Source: stochastic depth, arXiv 1603.09382, as in timm. The rate may be traced.
+    """
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, (len(x), *(1,) * (x.ndim - 1)))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
 def split_or_none(key: Array | None, count: int) -> Sequence[Array | None]:

@@ -1,9 +1,10 @@
-"""The transformer that all systems share: modulated blocks, stacked over layers and scanned.
+"""The transformer that all systems share: blocks, stacked over layers and scanned.
 
 Compile time does not grow with depth, and the cache is a value that comes in and goes out.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,59 +12,78 @@ import jax.numpy as jnp
 
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, KeyValue
-from jaxar.nn.module import Module, scan, stack
+from jaxar.nn.module import Module, Param, scan, stack
 from jaxar.typing import Array, Float, Mask
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Rates of training: on attention weights, and on the outputs of attention and MLP."""
+    """Rates of training.
+
+    Attributes:
+      attention: Of attention weights.
+      projection: Of the outputs of attention and MLP.
+      path: Of whole residual branches at the last layer; it rises from 0 at the first.
+    """
 
     attention: float = 0.0
     projection: float = 0.0
+    path: float = 0.0
 
 
 class Block(Module):
-    """Attention and gated MLP, each modulated and gated by the condition of its segment.
+    """Attention and MLP, each modulated and gated by the condition of its segment.
 
         x = x + gate_1 Attention(norm(x) (1 + scale_1) + shift_1)
         x = x + gate_2 MLP(norm(x) (1 + scale_2) + shift_2)
 
-    The norms have no weights; the six vectors are one linear map of silu(condition), in the order
-    gate_1, gate_2, scale_1, scale_2, shift_1, shift_2, and start at Xavier's law, not at zero.
-    Source: OliverRensu/xAR models/xar.py `Block`.
+    The norms have no weights; the six vectors come in the order gate_1, gate_2, scale_1, scale_2,
+    shift_1, shift_2. Source: FoundationVision/VAR models/basic_var.py `AdaLNSelfAttn`, and after
+    it `Block` of FlowAR and xAR.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, *, key: Array):
-        """Makes a block with an MLP of inner width `hidden`."""
-        attention, mlp, modulation = jax.random.split(key, 3)
-        self.attention = Attention(width, heads, key=attention)
-        self.mlp = layers.GatedMLP(width, hidden, key=mlp)
-        self.modulation = layers.Linear(width, (6, width), key=modulation)
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: Any,
+        modulation: Callable[[Array, Any], Array],
+        *,
+        norm: Callable[[Array], Array] = layers.rms_norm,
+    ):
+        """Joins the parts.
+
+        Args:
+          attention: Of the tokens.
+          mlp: mlp(x, rate, key).
+          modulation: From a condition (b, g, ...) and a dtype to six vectors (b, g, 6, d).
+          norm: Without weights.
+        """
+        self.attention, self.mlp, self.modulation, self.norm = attention, mlp, modulation, norm
 
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        condition: Float[Array, "b g d"],
+        condition: Float[Array, "b g ..."],
         *,
         sizes: tuple[int, ...],
-        rope: Float[Array, "2 n e"],
-        mask: Mask,
+        rope: Float[Array, "2 n e"] | None = None,
+        mask: Mask = None,
         cache: KeyValue | None = None,
         rates: Dropout = Dropout(),
+        path_rate: Array | float = 0.0,
         dtype: Any = jnp.float32,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
         """Returns the tokens, float32, and this layer's keys and values, `dtype`.
 
         Attention, MLP and modulation compute in `dtype`; the sum over layers stays float32, as in
-        the release under automatic mixed precision.
+        the releases under automatic mixed precision.
         """
-        first, second = layers.split_or_none(key, 2)
-        vectors = self.modulation(jax.nn.silu(condition).astype(dtype))
+        first, second, third, fourth = layers.split_or_none(key, 4)
+        vectors = self.modulation(condition, dtype)
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = jnp.moveaxis(vectors, 2, 0)
 
-        y = layers.per_segment(modulate, layers.rms_norm(x), (scale_1, shift_1), sizes)
+        y = layers.per_segment(layers.modulate, self.norm(x), (scale_1, shift_1), sizes)
         y, keys_values = self.attention(
             y.astype(dtype),
             rope=rope,
@@ -73,70 +93,112 @@ class Block(Module):
             rate=rates.projection,
             key=first,
         )
-        x = x + layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
-        y = layers.per_segment(modulate, layers.rms_norm(x), (scale_2, shift_2), sizes)
+        y = layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
+        x = x + layers.drop_path(y, path_rate, third)
+        y = layers.per_segment(layers.modulate, self.norm(x), (scale_2, shift_2), sizes)
         y = self.mlp(y.astype(dtype), rates.projection, second)
-        return x + layers.per_segment(jnp.multiply, y, (gate_2,), sizes), keys_values
+        y = layers.per_segment(jnp.multiply, y, (gate_2,), sizes)
+        return x + layers.drop_path(y, path_rate, fourth), keys_values
+
+
+class PlainBlock(Module):
+    """The block of a vision transformer: norm, attention, norm, MLP, without a condition.
+
+    Source: arXiv 2010.11929, timm `Block`; the blocks of MAR.
+    """
+
+    def __init__(self, width: int, attention: Attention, mlp: Any):
+        """Joins the parts, with a layer norm before each."""
+        self.attention_norm, self.attention = layers.LayerNorm(width), attention
+        self.mlp_norm, self.mlp = layers.LayerNorm(width), mlp
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        condition: None,
+        *,
+        mask: Mask = None,
+        cache: KeyValue | None = None,
+        rates: Dropout = Dropout(),
+        path_rate: Array | float = 0.0,
+        dtype: Any = jnp.float32,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "b n d"], KeyValue]:
+        """Returns the tokens, float32, and this layer's keys and values, `dtype`."""
+        first, second = layers.split_or_none(key, 2)
+        y, keys_values = self.attention(
+            self.attention_norm(x).astype(dtype),
+            mask=mask,
+            cache=cache,
+            attention_rate=rates.attention,
+            rate=rates.projection,
+            key=first,
+        )
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x).astype(dtype), rates.projection, second), keys_values
+
+
+class Offset(Module):
+    """Modulation shared by all layers, to which each adds vectors of its own.
+
+    Source: FoundationVision/VAR models/basic_var.py, `shared_aln`.
+    """
+
+    def __init__(self, vectors: Float[Array, "6 d"]):
+        """Takes the initial vectors."""
+        self.table = Param(vectors)
+
+    def __call__(self, shared: Float[Array, "b g 6 d"], dtype: Any) -> Float[Array, "b g 6 d"]:
+        """Returns this layer's vectors."""
+        return (shared + self.table[...]).astype(dtype)
 
 
 class Transformer(Module):
     """`depth` equal blocks whose arrays carry a leading layer axis."""
 
-    def __init__(self, depth: int, width: int, heads: int, hidden: int, *, key: Array):
-        """Makes the stacked blocks."""
+    def __init__(self, depth: int, make: Callable[[Array], Module], *, key: Array):
+        """Makes the stacked blocks, each by `make(key)`."""
         self.depth = depth
-        self.blocks = stack(lambda key: Block(width, heads, hidden, key=key), depth, key)
+        self.blocks = stack(make, depth, key)
 
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        condition: Float[Array, "b g d"],
+        condition: Any = None,
         *,
-        sizes: tuple[int, ...],
-        rope: Float[Array, "2 n e"],
-        mask: Mask,
         cache: KeyValue | None = None,
         collect: bool = False,
         rates: Dropout = Dropout(),
         remat: bool = False,
-        dtype: Any = jnp.float32,
         key: Array | None = None,
+        **shared: Any,
     ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
         """Returns the tokens, and with `collect` the stacked keys and values of these tokens.
 
         Args:
           x: Tokens.
-          condition: One vector a segment.
-          sizes: Tokens of each segment; their sum is n.
-          rope: Rotary table of the tokens' positions.
-          mask: (n, m) bool or None, see `attend`.
+          condition: What the blocks take as such.
           cache: Stacked keys and values (l, b, m - n, k, e) of earlier tokens.
           collect: Whether to return keys and values.
           rates: Dropout rates, used where a key is given.
           remat: Whether to keep only the tokens between blocks for the backward pass.
-          dtype: Of the computation inside blocks, and of keys and values.
           key: Randomness of the dropout.
+          **shared: Arguments of the blocks that are the same for all: sizes, rope, mask, dtype.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
+        path_rates = jnp.linspace(0, rates.path, self.depth)
 
         def body(x, layer):
-            block, cache, key = layer
+            block, cache, key, path_rate = layer
             x, keys_values = block(
-                x,
-                condition,
-                sizes=sizes,
-                rope=rope,
-                mask=mask,
-                cache=cache,
-                rates=rates,
-                dtype=dtype,
-                key=key,
+                x, condition, cache=cache, rates=rates, path_rate=path_rate, key=key, **shared
             )
             return x, keys_values if collect else None
 
-        return scan(body, x, (self.blocks, cache, keys), remat=remat)
+        return scan(body, x, (self.blocks, cache, keys, path_rates), remat=remat)
 
-
-def modulate(x: Array, scale: Array, shift: Array) -> Array:
-    """Returns x (1 + scale) + shift."""
-    return x * (1 + scale) + shift
+    def empty_cache(self, batch: int, tokens: int, dtype: Any) -> KeyValue:
+        """Returns keys and values of zeros, with room for `tokens` tokens in every layer."""
+        heads, head = self.blocks.attention.qkv.kernel.shape[-2:]  # pyright: ignore
+        shape = (self.depth, batch, tokens, heads, head)
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)

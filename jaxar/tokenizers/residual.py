@@ -112,11 +112,21 @@ class MultiScaleQuantizer(Module):
 
     def contribution(self, codes: Int[Array, "b h w"], level: int) -> Float[Array, "b h2 w2 c"]:
         """Returns what the codes of a level add to the map, phi_k(bicubic(embed(codes)))."""
-        enlarged = resize_bicubic(self.quantizer.embed(codes), self.grid)
+        return self.add(self.quantizer.embed(codes), level)
+
+    def add(self, vectors: Float[Array, "b h w c"], level: int) -> Float[Array, "b h2 w2 c"]:
+        """Returns what vectors on the grid of a level add to the map, phi_k(bicubic(vectors))."""
+        enlarged = resize_bicubic(vectors, self.grid)
         if self.which is None:
             return enlarged
         phi = [*self.phis][self.which[level]]
         return 0.5 * enlarged + 0.5 * phi(enlarged)
+
+    def vectors(self, codes: Array) -> Float[Array, "... c"]:
+        """Returns the vectors of codes (...), int, or of weights of all codes (..., v), float."""
+        if jnp.issubdtype(codes.dtype, jnp.integer):
+            return self.quantizer.embed(codes)
+        return codes @ self.quantizer.embed(jnp.arange(self.vocabulary))
 
     def next_input(
         self, total: Float[Array, "b h w c"], codes: Int[Array, "b h2 w2"], level: int

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.nn.conv import Conv
+from jaxar.nn.layers import DTYPES
 from jaxar.nn.module import Module
 from jaxar.nn.pyramid import Decoder, Encoder
 from jaxar.typing import Array, Float
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class KLAutoencoder(Module):

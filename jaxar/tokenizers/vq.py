@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.nn.conv import Conv
+from jaxar.nn.layers import DTYPES
 from jaxar.nn.module import Module
 from jaxar.nn.pyramid import Decoder, Encoder
 from jaxar.tokenizers.quantize import Quantizer
 from jaxar.tokenizers.residual import Codes, MultiScaleQuantizer
-from jaxar.tokenizers.vae import DTYPES
 from jaxar.typing import Array, Float
 
 
@@ -125,13 +125,9 @@ class VQAutoencoder(Module):
         """
         return self.quantizer.encode(self.features(images))
 
-    def decode(self, codes: Codes) -> Float[Array, "b h w c"]:
-        """Returns images in [-1, 1] that all codes, or those of the first levels, stand for.
-
-        Raises:
-          ValueError: there are none or too many levels.
-        """
-        return jnp.clip(self.render(self.hidden(self.quantizer.decode(codes))), -1, 1)
+    def decode(self, quantized: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Returns images in [-1, 1] of what codes stand for, see `quantizer.decode`."""
+        return jnp.clip(self.render(self.hidden(quantized)), -1, 1)
 
     def reconstruct(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns what the codes of images in [-1, 1] stand for, in [-1, 1].
@@ -139,7 +135,7 @@ class VQAutoencoder(Module):
         Raises:
           ValueError: see `features`.
         """
-        return self.decode(self.encode(images))
+        return self.decode(self.quantizer.decode(self.encode(images)))
 
     def hidden(
         self, quantized: Float[Array, "b h w c"], key: Array | None = None

@@ -1,8 +1,11 @@
-"""The optimiser of xAR: AdamW with warm-up, a long constant rate and a cosine at the end.
+"""The optimiser of all systems: AdamW with warm-up, a constant rate and a decay at the end.
 
-Source: OliverRensu/xAR main_mar.py, util/lr_sched.py and util/misc.py `add_weight_decay`.
+xAR and FlowAR decay by a cosine, VAR in a straight line, MAR not at all.
+Source: OliverRensu/xAR main_mar.py, util/lr_sched.py and util/misc.py `add_weight_decay`;
+FoundationVision/VAR utils/lr_control.py.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,9 +18,10 @@ from jaxar.typing import Array
 def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedule:
     """Returns the rate as a function of the step, 0 <= step < steps.
 
-    Linear from 0 over `warmup_steps`; constant; over the last `decay_fraction` of the run a cosine
-    that reaches `final_learning_rate` at the last step. The released code pins the cosine to epochs
-    600 to 800, so that shorter runs never decay; ours follows the run.
+    Linear from `warmup_from` times the peak over `warmup_steps`; constant; over the last
+    `decay_fraction` of the run a cosine or a straight line that reaches `final_learning_rate` at
+    the last step. xAR's released code pins the cosine to epochs 600 to 800, so that shorter runs
+    never decay; ours follows the run.
 
     Args:
       options: `config.optimizer`.
@@ -30,32 +34,46 @@ def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedul
     length = max(steps - 1 - start, 1)
 
     def rate(step: Any) -> Array:
-        warm = step / max(options.warmup_steps, 1)
+        warm = options.warmup_from + (1 - options.warmup_from) * (
+            step / max(options.warmup_steps, 1)
+        )
         progress = jnp.clip((step - start) / length, 0, 1)
-        cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
-        return jnp.where(step < options.warmup_steps, peak * warm, cosine)
+        left = (1 + jnp.cos(jnp.pi * progress)) / 2 if options.decay == "cosine" else 1 - progress
+        return jnp.where(step < options.warmup_steps, peak * warm, final + (peak - final) * left)
 
     return rate
 
 
-def make_optimizer(options: Any, *, steps: int, batch_size: int) -> optax.GradientTransformation:
-    """Returns AdamW after clipping by the global norm, with the schedule above."""
-    return optax.chain(
-        optax.clip_by_global_norm(options.clip_norm),
-        optax.adamw(
-            learning_rate(options, steps=steps, batch_size=batch_size),
-            b1=options.beta1,
-            b2=options.beta2,
-            weight_decay=options.weight_decay,
-            mask=decayed,
-        ),
+def weight_decay(options: Any, *, steps: int) -> optax.Schedule | float:
+    """Returns the weight decay: one number, or a cosine of the step to `final_weight_decay`."""
+    first, last = options.weight_decay, options.final_weight_decay
+    if first == last:
+        return first
+    return lambda step: last + (first - last) * (
+        0.5 + 0.5 * jnp.cos(jnp.pi * step / max(steps - 1, 1))
     )
 
 
-def decayed(params: Any) -> Any:
-    """Returns True for leaves that weight decay acts on: all but biases and scales of norms."""
+def make_optimizer(options: Any, *, steps: int, batch_size: int) -> optax.GradientTransformation:
+    """Returns AdamW after clipping by the global norm, with the schedules above."""
+    rate = learning_rate(options, steps=steps, batch_size=batch_size)
+    mask = functools.partial(decayed, spared=tuple(options.no_decay))
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.scale_by_adam(b1=options.beta1, b2=options.beta2),
+        optax.add_decayed_weights(weight_decay(options, steps=steps), mask),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def decayed(params: Any, spared: tuple[str, ...] = ()) -> Any:
+    """Returns True for leaves that weight decay acts on.
+
+    These are all but biases, scales of norms, and what has one of the `spared` words in its path.
+    """
 
     def rule(path, leaf):
-        return path[-1].key not in ("bias", "scale")
+        keys = [entry.key for entry in path]
+        return keys[-1] not in ("bias", "scale") and not set(keys) & set(spared)
 
     return jax.tree_util.tree_map_with_path(rule, params)

@@ -13,14 +13,18 @@ import pytest
 
 from jaxar import plan
 from jaxar.backbones.xar import XAR
+from jaxar.contexts.base import Settings
+from jaxar.contexts.noisy import Noisy
 from jaxar.convert import xar as table
+from jaxar.entities import Latents
 from jaxar.flow.path import Linear
 from jaxar.flow.time import LogitNormal
-from jaxar.heads.flow import FlowHead
+from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.nn.module import bind, params_of
-from jaxar.system import Settings, System
+from jaxar.system import System
 from jaxar.tokenizers.moments import Moments
 from jaxar.tree import paths
+from tests.given import Given, sample_given
 from tests.parity.cases import cases, state_dict
 
 pytestmark = pytest.mark.parity
@@ -46,8 +50,8 @@ def setting(request):
         _xar, cells, c, classes, int(case["config/width"]), depth, int(case["config/heads"])
     )
     template = jax.eval_shape(make, jax.random.key(0))
-    head = FlowHead(Linear(), LogitNormal())
-    system = System(Moments(1.0), cells, template, make, head, classes, 0.0, (h, w, 2 * c))
+    context = Noisy(Latents(Moments(1.0), cells, c), classes, Flow(Linear(), LogitNormal()))
+    system = System(template, make, context, classes, 0.0, (h, w, 2 * c))
     params = jax.tree.map(jnp.asarray, table.from_state_dict(state, params_of(template)))
     return case, system, params
 
@@ -61,18 +65,19 @@ def drawn(case, system):
     tokens = system.plan.cut(channels_last(case["train/latents"]))
     noise = np.moveaxis(case["train/noise"], 0, 1).reshape(tokens.shape)
     labels = jnp.asarray(case["train/labels"])
-    return tokens, labels, jnp.asarray(case["train/t"].T), jnp.asarray(noise)
+    return tokens, labels, FlowNoise(jnp.asarray(case["train/t"].T), jnp.asarray(noise))
 
 
 def test_prediction(setting):
     case, system, params = setting
-    tokens, labels, times, noise = drawn(case, system)
-    inputs, _ = system.head.prepare(system.plan, tokens, times, noise)
+    tokens, labels, noise = drawn(case, system)
+    noised, _ = system.context.flow.prepare(tokens, noise, system.plan)
+    seen, times, layout = system.context.inputs(tokens, noised, noise.times)
 
     @jax.jit
     def predict(params):
-        model = bind(system.backbone, params)
-        return model(inputs.tokens, inputs.times, labels, inputs.layout)[0]
+        model = bind(system.network, params)
+        return model(seen, times, labels, layout)[0]
 
     np.testing.assert_allclose(predict(params), case["train/prediction"], rtol=1e-3, atol=2e-4)
 
@@ -122,13 +127,13 @@ def test_sampling(setting, solver):
     per_entity = draws.shape[0] // system.plan.entities
     labels = jnp.asarray(case["sample/labels"])
 
-    def noise(entity, draw, shape):
-        return draws[entity * per_entity + draw]
+    def noise(entity, number, shape):
+        return draws[entity * per_entity + number]
 
     with jax.enable_x64(True):
-        settings = Settings(solver, int(case["sample/num_steps"]), dtype="float64")
-        keys = jax.random.split(jax.random.key(0), len(labels))
-        sample = jax.jit(functools.partial(system.sample, settings=settings, noise=noise))
-        out = sample(params, keys, labels, float(case["sample/cfg"]))
+        settings = Settings(Solving(solver, int(case["sample/num_steps"]), dtype="float64"))
+        guidance = float(case["sample/cfg"])
+        tokens = sample_given(system, params, labels, guidance, settings, Given(normal_of=noise))
+    out = system.entities.paste(tokens)
     expected = np.moveaxis(case[f"sample/{solver}/latents"], 1, -1)
     np.testing.assert_allclose(np.asarray(out), expected, rtol=1e-3, atol=2e-3)

@@ -1,0 +1,137 @@
+"""Two stacks of blocks with a map between: the common trunk of MAR, FlowAR and xAR.
+
+    h = norm(encoder(norm(x + p_1)))                                                   (1)
+    y = norm(decoder(between(h) + p_2))                                                (2)
+
+p_1 and p_2 are learned positions. Source: LTH14/mar models/mar.py, `forward_mae_encoder` and
+`forward_mae_decoder`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxar.nn import layers
+from jaxar.nn.attention import Attention, KeyValue
+from jaxar.nn.module import Module
+from jaxar.nn.transformer import Block, Dropout, Transformer
+from jaxar.typing import Array, Float
+
+Cache = dict[str, KeyValue]
+"""Keys and values of finished entities: {"encoder": ..., "decoder": ...}, each (l, b, m, k, e)."""
+
+
+class TwoStacks(Module):
+    """The parts of (1) and (2); a subclass says what goes in, and with which blocks."""
+
+    def __init__(
+        self,
+        places: int,
+        *,
+        width: int,
+        depth: tuple[int, int],
+        block: Callable[[Array], Module],
+        norm: Callable[[int], Module],
+        rates: Dropout,
+        dtype: str,
+        remat: bool,
+        key: Array,
+    ):
+        """Makes both stacks.
+
+        Args:
+          places: Learned positions in each stack.
+          width: Of both stacks.
+          depth: Layers of encoder and decoder.
+          block: block(key) -> one block.
+          norm: norm(width) -> a norm with weights.
+          rates: Dropout of training.
+          dtype: "float32", or "bfloat16" for the matrix products inside blocks; parameters, norms,
+            the sum over layers and what stands around the stacks are float32.
+          remat: Whether the backward pass computes the inside of blocks anew.
+          key: Randomness of the initial values.
+        """
+        first, second, third, fourth, fifth = jax.random.split(key, 5)
+        self.rates, self.dtype, self.remat = rates, dtype, remat
+        self.encoder_positions = layers.Table(places, width, key=first)
+        self.embed_norm = norm(width)
+        self.encoder = Transformer(depth[0], block, key=second)
+        self.encoder_norm = norm(width)
+        self.between = layers.Linear(width, width, key=third)
+        self.decoder_positions = layers.Table(places, width, key=fourth)
+        self.decoder = Transformer(depth[1], block, key=fifth)
+        self.decoder_norm = norm(width)
+
+    def encode(
+        self, x: Float[Array, "b n d"], place: Array | np.ndarray, condition: Any, **shared: Any
+    ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
+        """Returns (1), and the keys and values if they are collected.
+
+        Args:
+          x: Embedded tokens.
+          place: Their positions, (n,) or (b, n).
+          condition: What the blocks take as such.
+          **shared: Further arguments of `Transformer`.
+        """
+        x = self.embed_norm(x + self.encoder_positions(place))
+        x, kept = self.encoder(x, condition, **self._shared(shared))
+        return self.encoder_norm(x), kept
+
+    def decode(
+        self, x: Float[Array, "b n d"], place: Array | np.ndarray, condition: Any, **shared: Any
+    ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
+        """Returns (2) of what `between` gave, and the keys and values if they are collected."""
+        x = x + self.decoder_positions(place)
+        x, kept = self.decoder(x, condition, **self._shared(shared))
+        return self.decoder_norm(x), kept
+
+    def through(
+        self,
+        x: Float[Array, "b n d"],
+        place: Array | np.ndarray,
+        condition: Any,
+        *,
+        cache: Cache | None,
+        collect: bool,
+        key: Array | None,
+        **shared: Any,
+    ) -> tuple[Float[Array, "b n d"], Cache | None]:
+        """Returns (1) and (2) one after the other, and with `collect` the keys and values."""
+        first, second = layers.split_or_none(key, 2)
+        past = cache or {"encoder": None, "decoder": None}
+        shared["collect"] = collect
+        x, encoder = self.encode(x, place, condition, cache=past["encoder"], key=first, **shared)
+        x, decoder = self.decode(
+            self.between(x), place, condition, cache=past["decoder"], key=second, **shared
+        )
+        if encoder is None or decoder is None:
+            return x, None
+        return x, {"encoder": encoder, "decoder": decoder}
+
+    def empty_cache(self, batch: int, tokens: int) -> Cache:
+        """Returns a cache with room for `tokens` tokens, in the compute dtype."""
+        shape = (batch, tokens, layers.DTYPES[self.dtype])
+        return {
+            "encoder": self.encoder.empty_cache(*shape),
+            "decoder": self.decoder.empty_cache(*shape),
+        }
+
+    def _shared(self, shared: dict[str, Any]) -> dict[str, Any]:
+        own = dict(rates=self.rates, remat=self.remat, dtype=layers.DTYPES[self.dtype])
+        return {**own, **shared}
+
+
+def gated_block(width: int, heads: int, mlp_ratio: float, key: Array) -> Module:
+    """Returns the block of FlowAR and xAR: attention and gated MLP, modulated.
+
+    The gated MLP has int(2/3 mlp_ratio width) inner units; modulation starts at Xavier's law, not
+    at zero. Source: OliverRensu/xAR models/xar.py `Block`.
+    """
+    attention, mlp, modulation = jax.random.split(key, 3)
+    return Block(
+        Attention(width, heads, key=attention),
+        layers.GatedMLP(width, int(width * mlp_ratio * 2 / 3), key=mlp),
+        layers.Adaptive(width, (6, width), key=modulation),
+    )

@@ -1,0 +1,1 @@
+"""What an entity is conditioned on, in training and in sampling."""

@@ -1,0 +1,73 @@
+"""What a head offers: the law of one entity, given what the backbone made of its context.
+
+Heads of this kind serve every context that gives a hidden vector for each token: `contexts.shifted`
+and `contexts.masked`. The head of xAR (`heads.flow`) has the backbone itself as its network.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+
+from jaxar.draws import Draws
+from jaxar.flow.guidance import Guide
+from jaxar.plan import Plan
+from jaxar.typing import Array, Float
+
+
+class Known(NamedTuple):
+    """Tokens that sampling has to keep: those where `mask` is True.
+
+    Attributes:
+      tokens: (b, n, ...) of the plan or of an entity.
+      mask: (b, n) bool.
+    """
+
+    tokens: Array
+    mask: Array
+
+    def keep(self, tokens: Array) -> Array:
+        """Returns the tokens with the known ones in their places."""
+        mask = self.mask.reshape(*self.mask.shape, *(1,) * (tokens.ndim - 2))
+        return jnp.where(mask, self.tokens.astype(tokens.dtype), tokens)
+
+
+class Turn(NamedTuple):
+    """What a head is told when it draws tokens.
+
+    Attributes:
+      place: (m,) places of the tokens in the plan's sequence.
+      share: Of the walk that is done, in [0, 1]; may be traced.
+      guide: Guidance, or None for none.
+      draws: Randomness of this entity.
+      settings: The head's own settings of sampling.
+      known: Tokens to keep, or None.
+    """
+
+    place: Any
+    share: Any
+    guide: Guide | None
+    draws: Draws
+    settings: Any
+    known: Known | None
+
+
+@runtime_checkable
+class Head(Protocol):
+    """A module with parameters of its own."""
+
+    def noise(self, key: Array, tokens: Array, plan: Plan) -> Any:
+        """Returns the randomness of a loss, any tree of arrays."""
+        ...
+
+    def loss(
+        self, hidden: Float[Array, "b n d"], tokens: Array, noise: Any, plan: Plan
+    ) -> Float[Array, "b n"]:
+        """Returns the loss of every token of the plan, float32."""
+        ...
+
+    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Array:
+        """Returns drawn tokens (b, m, ...).
+
+        With a guide, `hidden` is [conditional; unconditional], (2b, m, d).
+        """
+        ...

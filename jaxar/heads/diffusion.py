@@ -1,0 +1,154 @@
+"""The head of MAR: a small network draws each token by itself, by diffusion.
+
+    loss = diffusion loss of (token, t, e),    x_t -> (noise, variance) = net(x_t, t, h)
+
+h is the hidden vector that the backbone gives for the token. Every hidden vector is used several
+times with other steps and noise, which costs little beside the backbone.
+Source: arXiv 2406.11838, section 3.1; LTH14/mar models/diffloss.py.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxar.flow.diffusion import Diffusion
+from jaxar.flow.guidance import guided
+from jaxar.heads.base import Turn
+from jaxar.nn import layers
+from jaxar.nn.module import Module, scan, stack
+from jaxar.plan import Plan
+from jaxar.typing import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """How tokens are drawn. Static under `jax.jit`.
+
+    Attributes:
+      steps: Steps of the diffusion, spread over those of training.
+      temperature: Factor on the noise of the steps.
+    """
+
+    steps: int = 100
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"The number of diffusion steps must be 1 or more: {self.steps!r}.")
+        if self.temperature < 0:
+            raise ValueError(f"The temperature must be at least 0, not {self.temperature}.")
+
+
+class Noise(NamedTuple):
+    """Randomness of the loss: steps (r, b, n) and noise (r, b, n, c) for r uses of each token."""
+
+    steps: Array
+    noise: Array
+
+
+class DiffusionHead(Module):
+    """Noise and variance of a token, given the noised token, its step and a condition."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        hidden: int,
+        channels: int,
+        *,
+        width: int,
+        depth: int,
+        steps: int = 1000,
+        repeats: int = 4,
+        key: Array,
+    ):
+        """Makes the network; modulation and output start at zero.
+
+        Args:
+          plan: Entities; they do not matter to tokens that are drawn each by itself.
+          hidden: Width of the backbone's hidden vectors.
+          channels: Numbers in a token.
+          width: Of the network.
+          depth: Residual blocks.
+          steps: Steps of the diffusion in training.
+          repeats: Uses of each token in a loss.
+          key: Randomness of the initial values.
+        """
+        keys = jax.random.split(key, 4)
+        self.channels, self.repeats, self.diffusion = channels, repeats, Diffusion(steps)
+        self.embed = layers.Linear(channels, width, key=keys[0])
+        self.time = layers.TimeEmbedding(
+            width, scale=1.0, truncate=False, key=keys[1], init=layers.normal(0.02)
+        )
+        self.condition = layers.Linear(hidden, width, key=keys[2])
+        self.blocks = stack(lambda key: ResidualBlock(width, key=key), depth, keys[3])
+        self.modulation = layers.Adaptive(width, (2, width), key=key, init=layers.zeros)
+        self.predict = layers.Linear(width, 2 * channels, key=key, init=layers.zeros)
+
+    def __call__(
+        self, x: Float[Array, "... c"], steps: Array, hidden: Float[Array, "... d"]
+    ) -> Float[Array, "... c2"]:
+        """Returns predicted noise, then variances, for steps of training that broadcast."""
+        condition = self.time(steps) + self.condition(hidden)
+        y, _ = scan(lambda y, block: (block(y, condition), None), self.embed(x), self.blocks)
+        shift, scale = jnp.moveaxis(self.modulation(condition), -2, 0)
+        return self.predict(layers.modulate(layers.layer_norm(y), scale, shift))
+
+    def noise(self, key: Array, tokens: Float[Array, "b n c"], plan: Plan) -> Noise:
+        """Returns steps and noise for each use of each token."""
+        step_key, noise_key = jax.random.split(key)
+        shape = (self.repeats, *tokens.shape)
+        steps = jax.random.randint(step_key, shape[:-1], 0, self.diffusion.steps)
+        return Noise(steps, jax.random.normal(noise_key, shape))
+
+    def loss(
+        self,
+        hidden: Float[Array, "b n d"],
+        tokens: Float[Array, "b n c"],
+        noise: Noise,
+        plan: Plan,
+    ) -> Float[Array, "b n"]:
+        """Returns the diffusion loss of every token, a mean over its uses."""
+        x = jnp.broadcast_to(tokens, noise.noise.shape)
+        x_t = self.diffusion.noised(x, noise.steps, noise.noise)
+        output = self(x_t, noise.steps, hidden)
+        return jnp.mean(self.diffusion.loss(output, x, x_t, noise.steps, noise.noise), 0)
+
+    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Float[Array, "b m c"]:
+        """Returns the tokens; guidance acts on the noise, variances are the conditional ones."""
+        batch = len(hidden) // (1 if turn.guide is None else 2)
+        shape = (hidden.shape[1], self.channels)
+
+        def network(x, step):
+            def both() -> Any:
+                output = self(jnp.concatenate([x, x]), step, hidden)
+                noise, variance = jnp.split(output, 2, -1)
+                return jnp.concatenate([noise, jnp.concatenate([variance[:batch]] * 2)], -1)
+
+            share = step / self.diffusion.steps
+            return guided(turn.guide, share, both, lambda: self(x, step, hidden[:batch]))
+
+        chain = self.diffusion.respaced(turn.settings.steps)
+        tokens = chain.sample(
+            network, lambda i: turn.draws.normal(i, shape), turn.settings.temperature
+        )
+        return tokens if turn.known is None else turn.known.keep(tokens)
+
+
+class ResidualBlock(Module):
+    """x + gate MLP(norm(x) (1 + scale) + shift), the MLP as wide as the tokens."""
+
+    def __init__(self, width: int, *, key: Array):
+        """Makes a block whose gate starts at zero."""
+        mlp, modulation = jax.random.split(key)
+        self.norm = layers.LayerNorm(width)
+        self.mlp = layers.MLP(width, width, activation=jax.nn.silu, key=mlp)
+        self.modulation = layers.Adaptive(width, (3, width), key=modulation, init=layers.zeros)
+
+    def __call__(
+        self, x: Float[Array, "... d"], condition: Float[Array, "... d"]
+    ) -> Float[Array, "... d"]:
+        """Returns tokens; every one has its own condition."""
+        shift, scale, gate = jnp.moveaxis(self.modulation(condition), -2, 0)
+        return x + gate * self.mlp(layers.modulate(self.norm(x), scale, shift))

@@ -1,0 +1,211 @@
+"""The head of FlowAR: a flow network draws all tokens of an entity together.
+
+    x_t = path(x, e, t),   loss = sum over entities of size / last size |net(x_t, t, h) - v|^2   (1)
+
+h is the hidden vector that the backbone gives for each token; every entity has its own time t. Two
+networks were released: the small model's modulates every token by time and condition, that of the
+large ones attends to the conditions. Attention stays inside an entity.
+
+Source: arXiv 2412.15205; wangqiang9/FlowAR models/flowmodel.py, models/flowloss.py.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.flow.guidance import guided, twice
+from jaxar.heads.base import Turn
+from jaxar.heads.flow import Flow, FlowNoise, solve
+from jaxar.nn import layers
+from jaxar.nn.attention import Attention, CrossAttention
+from jaxar.nn.module import Module
+from jaxar.nn.rope import rotary_table
+from jaxar.nn.transformer import Block, Transformer
+from jaxar.plan import Plan
+from jaxar.typing import Array, Float
+
+
+class FlowNetwork(Module):
+    """Velocity of every token of an entity, given the noised entity, its time and conditions."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        hidden: int,
+        channels: int,
+        *,
+        flow: Flow,
+        width: int,
+        depth: int,
+        heads: int,
+        cross: bool = False,
+        mlp_ratio: float = 4.0,
+        dtype: str = "float32",
+        remat: bool = False,
+        key: Array,
+    ):
+        """Makes the network.
+
+        Args:
+          plan: Entities and their positions.
+          hidden: Width of the backbone's hidden vectors.
+          channels: Numbers in a token.
+          flow: Path and law of training times.
+          width: Of the network.
+          depth: Layers.
+          heads: Of attention; width / 64 in the release.
+          cross: Whether blocks attend to the conditions (FlowAR-L and -H) instead of being
+            modulated by them throughout (FlowAR-S).
+          mlp_ratio: The gated MLP has int(2/3 mlp_ratio width) inner units.
+          dtype: "float32", or "bfloat16" for the matrix products inside blocks.
+          remat: Whether the backward pass computes the inside of blocks anew.
+          key: Randomness of the initial values.
+        """
+        keys = jax.random.split(key, 6)
+        self.plan, self.channels, self.flow = plan, channels, flow
+        self.head, self.dtype, self.remat = width // heads, dtype, remat
+        self.cross = cross
+        self.embed = layers.Linear(channels, width, key=keys[0])
+        self.time = layers.TimeEmbedding(
+            width, scale=1000.0, truncate=True, key=keys[1], init=layers.normal(0.02)
+        )
+        self.condition = layers.Linear(hidden, width, key=keys[2])
+        inner = int(width * mlp_ratio * 2 / 3)
+
+        def make(key):
+            if cross:
+                return CrossBlock(width, hidden, heads, inner, key=key)
+            attention, mlp, modulation = jax.random.split(key, 3)
+            return Block(
+                Attention(width, heads, bias=False, key=attention),
+                layers.GatedMLP(width, inner, key=mlp),
+                layers.Adaptive(width, (6, width), key=modulation),
+            )
+
+        self.blocks = Transformer(depth, make, key=keys[3])
+        self.modulation = layers.Adaptive(width, (2, width), key=keys[4])
+        self.predict = layers.Linear(width, channels, key=keys[5], init=layers.zeros)
+        rotary_table(plan.positions[:1], self.head)  # heads it does not fit are found here
+
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        times: Float[Array, "b n"],
+        hidden: Float[Array, "b n d"],
+        place: Any,
+        mask: Any = None,
+    ) -> Float[Array, "b n c"]:
+        """Returns float32 velocities.
+
+        Args:
+          x: Noised tokens.
+          times: In [0, 1], one for each token, or (b, 1) one for all.
+          hidden: Condition of each token.
+          place: (n,) places of the tokens in the plan's sequence.
+          mask: (n, n) bool where tokens of several entities come together.
+        """
+        time, condition = self.time(times), self.condition(hidden)
+        both = time + condition
+        y, _ = self.blocks(
+            self.embed(x),
+            (time, both, hidden) if self.cross else both,
+            sizes=(1,) * x.shape[1],
+            rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, place],
+            mask=mask,
+            remat=self.remat,
+            dtype=layers.DTYPES[self.dtype],
+        )
+        shift, scale = jnp.moveaxis(self.modulation(both), 2, 0)
+        return self.predict(layers.modulate(layers.rms_norm(y), scale, shift))
+
+    def noise(self, key: Array, tokens: Float[Array, "b n c"], plan: Plan) -> FlowNoise:
+        """Returns a time for each entity and noise for each token."""
+        return self.flow.noise(key, tokens, plan)
+
+    def loss(
+        self,
+        hidden: Float[Array, "b n d"],
+        tokens: Float[Array, "b n c"],
+        noise: FlowNoise,
+        plan: Plan,
+    ) -> Float[Array, "b n"]:
+        """Returns the squared error of every token, so weighted that its mean is (1)."""
+        noised, target = self.flow.prepare(tokens, noise, plan)
+        same = plan.entity[:, None] == plan.entity[None, :]
+        times = noise.times[:, plan.entity]
+        velocity = self(noised, times, hidden, np.arange(plan.tokens), same)
+        error = jnp.mean(jnp.square(velocity - target), -1)
+        return error * (plan.tokens / plan.sizes[-1])
+
+    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Float[Array, "b m c"]:
+        """Returns the tokens of one entity, in the dtype of the solver's state.
+
+        Outside the interval of guidance the unconditional half is not computed. The release goes
+        on with it there, from noise of its own; nothing of it reaches the other half.
+        """
+        batch = len(hidden) // (1 if turn.guide is None else 2)
+
+        def predict(x, t, hidden):
+            times = jnp.broadcast_to(t.astype(jnp.float32), (len(hidden), 1))
+            return self(x.astype(jnp.float32), times, hidden, turn.place).astype(x.dtype)
+
+        def velocity(x, t):
+            return guided(
+                turn.guide,
+                t,
+                lambda: predict(twice(x), t, hidden),
+                lambda: predict(x, t, hidden[:batch]),
+            )
+
+        shape = (hidden.shape[1], self.channels)
+        return solve(velocity, shape, turn.settings, self.flow.path, turn.draws, turn.known)
+
+
+class CrossBlock(Module):
+    """Attention modulated by time, attention to the conditions, MLP modulated by both.
+
+    Source: wangqiang9/FlowAR models/flowmodel.py `Block_v2`.
+    """
+
+    def __init__(self, width: int, hidden: int, heads: int, inner: int, *, key: Array):
+        """Makes a block with an MLP of inner width `inner` for conditions of width `hidden`."""
+        keys = jax.random.split(key, 5)
+        self.attention = Attention(width, heads, bias=False, key=keys[0])
+        self.cross = CrossAttention(width, hidden, heads, key=keys[1])
+        self.cross_norm = layers.RMSNorm(width)
+        self.context_norm = layers.RMSNorm(hidden)
+        self.mlp = layers.GatedMLP(width, inner, key=keys[2])
+        self.time_modulation = layers.Adaptive(width, (3, width), key=keys[3])
+        self.modulation = layers.Adaptive(width, (3, width), key=keys[4])
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        condition: tuple[Array, Array, Array],
+        *,
+        rope: Float[Array, "2 n e"],
+        mask: Any = None,
+        dtype: Any = jnp.float32,
+        **unused: Any,
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """Returns the tokens, float32, and no cache.
+
+        Args:
+          x: Tokens.
+          condition: Time, time + condition, and the hidden vectors, (b, n or 1, ...) each.
+          rope: Rotary table of the tokens' positions.
+          mask: (n, n) bool or None.
+          dtype: Of the computation inside.
+          **unused: What other blocks take.
+        """
+        time, both, hidden = condition
+        gate_1, scale_1, shift_1 = jnp.moveaxis(self.time_modulation(time, dtype), 2, 0)
+        gate_2, scale_2, shift_2 = jnp.moveaxis(self.modulation(both, dtype), 2, 0)
+        y = layers.modulate(layers.rms_norm(x), scale_1, shift_1).astype(dtype)
+        x = x + gate_1 * self.attention(y, rope=rope, mask=mask)[0]
+        context = self.context_norm(hidden).astype(dtype)
+        x = x + self.cross(self.cross_norm(x).astype(dtype), context, rope=rope, mask=mask)
+        y = layers.modulate(layers.rms_norm(x), scale_2, shift_2).astype(dtype)
+        return x + gate_2 * self.mlp(y), None

@@ -1,0 +1,49 @@
+"""Sampling with given numbers instead of drawn ones, for comparisons."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxar.contexts.base import Request
+from jaxar.draws import Draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Draws):
+    """Stands in for `Draws`: normal numbers come from normal_of(entity, number, shape).
+
+    Attributes:
+      normal_of: Source of the normal numbers, (b, *shape).
+      order: (b, n) permutation, where one is asked for.
+      gumbel_of: Source of Gumbel numbers; zeros make sampling greedy.
+      entity: Whose draws these are.
+    """
+
+    keys: Any = None
+    normal_of: Callable[[Any, Any, tuple[int, ...]], Any] | None = None
+    order: Any = None
+    gumbel_of: Callable[[Any, Any, tuple[int, ...]], Any] | None = None
+    entity: Any = None
+
+    def at(self, entity):
+        return dataclasses.replace(self, entity=entity)
+
+    def normal(self, number, shape):
+        return self.normal_of(self.entity, number, shape)
+
+    def gumbel(self, number, shape):
+        return self.gumbel_of(self.entity, number, shape)
+
+    def permutation(self, count):
+        return self.order
+
+
+def sample_given(system, params, labels, guidance, settings, draws):
+    """Returns the tokens that a system samples with given numbers."""
+
+    def run(params, labels, guidance):
+        return system.sample_tokens(params, Request(labels, guidance, draws, settings))
+
+    return jax.jit(run)(params, labels, guidance)
