@@ -52,7 +52,12 @@ class TwoStacks(Module):
             the sum over layers and what stands around the stacks are float32.
           remat: Whether the backward pass computes the inside of blocks anew.
           key: Randomness of the initial values.
+
+        Raises:
+          ValueError: the depth is not of two stacks.
         """
+        if not isinstance(depth, tuple | list) or len(depth) != 2:
+            raise ValueError(f"depth must be the layers of encoder and decoder, not {depth!r}.")
         first, second, third, fourth, fifth = jax.random.split(key, 5)
         self.rates, self.dtype, self.remat = rates, dtype, remat
         self.encoder_positions = layers.Table(places, width, key=first)
