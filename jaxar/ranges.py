@@ -40,8 +40,9 @@ _SEED = (
     "a whole number from 0 to 2147483645",
 )
 _DEPTH = (
-    lambda value: all(map(_whole(1)[0], value if isinstance(value, tuple) else [value]))
-    and value != (),
+    lambda value: (
+        all(map(_whole(1)[0], value if isinstance(value, tuple) else [value])) and value != ()
+    ),
     "a whole number of at least 1, or a tuple of them",
 )
 _AXIS = lambda value: value == -1 or _whole(1)[0](value), "-1 (what remains) or at least 1"

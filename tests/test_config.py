@@ -383,8 +383,9 @@ def test_differences(config):
 
 
 GOOD = {
-    "name": "a", "seed": 0, "steps": 1, "batch_size": 1, "num_classes": 1, "context": {"name": "clean"},
-    "workers": 0, "label_dropout": 1, "model.width": 1, "model.depth": (1, 1), "model.heads": 1,
+    "name": "a", "seed": 0, "steps": 1, "batch_size": 1, "num_classes": 1, "workers": 0,
+    "context": {"name": "clean"}, "label_dropout": 1,
+    "model.width": 1, "model.depth": (1, 1), "model.heads": 1,
     "model.mlp_ratio": 0.1, "model.dropout": 0.0, "model.attention_dropout": 0.9,
     "model.time_scale": 1, "model.dtype": "float32", "model.remat": False,
     "optimizer.base_learning_rate": 1e-9, "optimizer.final_learning_rate": 0,
