@@ -42,7 +42,9 @@ def get_config() -> ConfigDict:
         vocabulary=128,
         channels=8,
         distance="euclidean",
-        revival=0.0,
+        learning="average",
+        decay=0.97,
+        restart=0.1,
     )
     config.loss = spec(
         "quantized",

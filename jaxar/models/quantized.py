@@ -8,10 +8,13 @@ N is the number of numbers in an image and "quantization" the quantizer's own lo
 
 import dataclasses
 
+import jax
+
 from jaxar.models.autoencoder import Autoencoding
+from jaxar.nn.module import bind, params_of
 from jaxar.tokenizers.quantize import perplexity, usage
 from jaxar.tokenizers.vq import VQAutoencoder
-from jaxar.typing import Array
+from jaxar.typing import Array, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,3 +49,14 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
     def latents(self, network: VQAutoencoder, images: Array, key: Array | None) -> Array:
         """Returns what the codes of images stand for; nothing is drawn."""
         return network.quantizer.decode(network.encode(images))
+
+    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+        """Returns the parameters with a codebook that is an average, and with dead codes restarted.
+
+        Features are those of the loss, with the same dropout: the compiler computes them once.
+        """
+        _, encode, _ = jax.random.split(key, 3)
+        features = bind(self.network, before["autoencoder"]).features(batch["data"], encode)
+        network = bind(self.network, params["autoencoder"])
+        network.quantizer.settle(features, jax.random.fold_in(key, 1))
+        return {**params, "autoencoder": params_of(network)}

@@ -169,6 +169,11 @@ class MultiScaleQuantizer(Module):
         loss = loss + self.quantizer.penalty(jnp.concatenate(seen))
         return codes, straight_through(totals[-1], features), loss
 
+    def settle(self, features: Float[Array, "b h w c"], key: Array) -> None:
+        """Sets the quantizer's parameters that no gradient moves, given a batch of training."""
+        _, _, residuals = self._walk(jax.lax.stop_gradient(features))
+        self.quantizer.settle([x.reshape(-1, self.channels) for x in residuals], key)
+
     def join(self, codes: Codes) -> Int[Array, "b n"]:
         """Returns the codes of all levels as one sequence, each level in raster order."""
         return jnp.concatenate([own.reshape(len(own), -1) for own in codes], 1)
