@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.loss = spec(
         "quantized",
         quantization_weight=1.0,
+        level_dropout=0.5,
         perceptual_weight=0.0,
         adversarial_weight=0.0,
         adversarial_start=0,
