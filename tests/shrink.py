@@ -18,7 +18,10 @@ def shrunk(name, *overrides):
         "model.width=16",
         "model.depth=(2,2)",
         "model.heads=2",
+        "model.buffer=2",
         "model.dtype=float32",
+        "head.width=16",
+        "head.depth=2",
         "batch_size=4",
         "steps=4",
         "optimizer.warmup_steps=1",
@@ -26,6 +29,7 @@ def shrunk(name, *overrides):
         "mesh.data=1",
         "autoencoder.weights=''",  # of another run, which is not there
         "sample.steps=3",
+        "sample.iterations=4",
         "sample.every=0",
         "sample.classes=2",
         "sample.per_class=2",
@@ -34,9 +38,9 @@ def shrunk(name, *overrides):
     ]
     config = configs.load(name)
     fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
-    small = [word for word in small if word.split("=")[0] in fields]
     if config.data_shape == (16, 16, 32):  # the paper's latents: four cells still, of 2 x 2
         small += ["data_shape=(4,4,32)", "plan.height=2", "plan.width=2"]
+    small = [word for word in small if word.split("=")[0] in fields]
     return configs.override(config, [*small, *overrides])
 
 
