@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         multipliers=(1, 2, 2),
         blocks=1,
         attention=(2,),
-        levels=(1, 2, 3, 4, 6, 8),
+        levels=(2, 3, 4, 6, 8),
         phis=4,
         beta=0.25,
         dropout=0.0,
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.loss = spec(
         "quantized",
         quantization_weight=1.0,
-        level_dropout=0.5,
+        level_dropout=0.1,
         perceptual_weight=0.0,
         adversarial_weight=0.0,
         adversarial_start=0,
