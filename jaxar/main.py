@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known, rest = flags.parse_known_args(argv)
     try:
         _require_fitting(known)
-        overrides = _assignments(rest)
+        overrides = assignments(rest)
         if known.samples:
             _judge_images(known, overrides)
             return
@@ -223,7 +223,7 @@ def _require_fitting(flags: argparse.Namespace) -> None:
         raise configs.ConfigError(f"--mode={mode} needs --{' and --'.join(missing)}.")
 
 
-def _assignments(rest: Sequence[str]) -> list[str]:
+def assignments(rest: Sequence[str]) -> list[str]:
     """Returns "key=value" for each --config.key=value or --config.key value.
 
     Raises:

@@ -5,6 +5,7 @@ tree path and padded on the left, so parameters, averages and Adam's moments, st
 match the same row.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,29 +38,34 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(sizes: Any) -> Mesh:
+def make_mesh(sizes: Any, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of sizes by axis name; one size may be -1: all devices that are left.
+
+    Args:
+      sizes: Of every axis.
+      devices: What to make it of; all there are by default.
 
     Raises:
       ValueError: the sizes need more devices than there are, or do not divide them.
     """
-    devices = jax.device_count()
+    there = jax.devices() if devices is None else list(devices)
+    count = len(there)
     given = [int(sizes[axis]) for axis in MESH_AXES]
     fixed = int(np.prod([size for size in given if size != -1]))
-    if -1 in given and devices % fixed:
+    if -1 in given and count % fixed:
         raise ValueError(
-            f"config.mesh: {devices} devices cannot be shared out to {dict(sizes)}: the fixed "
-            f"sizes multiply to {fixed}, which must divide {devices}."
+            f"config.mesh: {count} devices cannot be shared out to {dict(sizes)}: the fixed "
+            f"sizes multiply to {fixed}, which must divide {count}."
         )
-    shape = tuple(devices // fixed if size == -1 else size for size in given)
+    shape = tuple(count // fixed if size == -1 else size for size in given)
     needed = int(np.prod(shape))
-    if needed > devices:
+    if needed > count:
         raise ValueError(
-            f"config.mesh: {dict(sizes)} needs {needed} devices, there are {devices}: "
-            f"make the sizes multiply to {devices} or less."
+            f"config.mesh: {dict(sizes)} needs {needed} devices, there are {count}: "
+            f"make the sizes multiply to {count} or less."
         )
     types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, types, devices=jax.devices()[:needed])
+    return jax.make_mesh(shape, MESH_AXES, types, devices=there[:needed])
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -136,7 +136,7 @@ class Model:
         place = sharding.batch_sharding(self.mesh)
         numbers = jax.device_put(np.arange(first, first + len(padded), dtype=np.uint32), place)
         decoder = None if latents else self.autoencoder
-        run = _sampler(self.system, decoder.network if decoder else None, chosen)
+        run = sampler(self.system, decoder.network if decoder else None, chosen)
         weights = (self.params, decoder.params if decoder else {})
         return run(weights, seed, numbers, jax.device_put(padded, place), float(weight))
 
@@ -153,7 +153,7 @@ class Model:
 
 
 @functools.lru_cache(maxsize=64)
-def _sampler(system: System, network: Any, settings: Settings) -> Any:
+def sampler(system: System, network: Any, settings: Settings) -> Any:
     """Returns the jitted sampler; one object for each setting, so that JAX finds it compiled."""
 
     def run(weights, seed, numbers, labels, guidance):

@@ -1,6 +1,7 @@
 """What a config means here: system, devices and data, all checked before any long work."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ class Prepared:
     mesh: Mesh
 
 
-def prepare(config: Any, *, training: bool = False) -> Prepared:
+def prepare(
+    config: Any, *, training: bool = False, devices: Sequence[Any] | None = None
+) -> Prepared:
     """Returns system, autoencoder and mesh of a config, after all checks that need no data.
 
     Args:
       config: The whole config.
       training: Whether its batch must divide among the devices: that of samples is filled up.
+      devices: What to make the mesh of; all there are by default.
 
     Raises:
       ConfigError: one sentence on the first setting that cannot work.
@@ -44,7 +48,7 @@ def prepare(config: Any, *, training: bool = False) -> Prepared:
     system = assembly.build_system(config)
     network = assembly.build_autoencoder(config)
     try:
-        mesh = sharding.make_mesh(config.mesh)
+        mesh = sharding.make_mesh(config.mesh, devices)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     parts = sharding.batch_parts(mesh)

@@ -1,6 +1,7 @@
 """One training step: where the loss is taken, the parameters move and the average follows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,9 @@ def make_step(
     return step
 
 
-def compile_step(step: Step, state: TrainState, batch: Batch, mesh: Mesh) -> jax.stages.Compiled:
+def compile_step(
+    step: Step, state: TrainState, batch: dict[str, Any], mesh: Mesh
+) -> jax.stages.Compiled:
     """Returns the step compiled for these shapes on the mesh; the state's memory is reused.
 
     Args:
