@@ -137,6 +137,8 @@ def one(
     from jaxar import config as configs
     from launch import fitting, programs
 
+    if topology.slices > 1:
+        words = [f"mesh.slices={topology.slices}", *words]
     config = configs.override(configs.load(name), words)
     devices = programs.topology_devices(topology)
     result = _compiled(config, words, topology, devices, kind, flags)

@@ -357,12 +357,12 @@ def test_the_real_programs_are_compiled():
     devices = jax.devices()[:2]
     step = programs.train_step(config, devices)
     assert step.batch == config.batch_size and not step.problem
-    costs = costs_of(step.compiled.as_text(), step.mesh.devices)
+    costs = costs_of(step.compiled.as_text(), step.mesh.devices, step.mesh.axis_names)
     # With two devices, either does half; rematerialisation may add a forward pass.
     assert 0.95 < costs.flops * 2 / step.operations < 1.5
     assert any(row.kind == "all-reduce" for row in costs.collectives)
     whole = programs.whole_sampler(config, devices, 4)
-    costs = costs_of(whole.compiled.as_text(), whole.mesh.devices)
+    costs = costs_of(whole.compiled.as_text(), whole.mesh.devices, whole.mesh.axis_names)
     # What does not change from step to step is computed once.
     assert 0.8 < costs.flops * 2 / whole.operations < 1.05
     assert not costs.unknown

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import assembly, sharding, tree
+from jaxar import assembly, distributed, sharding, tree
+from jaxar.axes import hold
 from jaxar.contexts.base import Settings
 from jaxar.files import sha256
 from jaxar.keys import LARGEST_SEED, key_for
@@ -34,7 +35,8 @@ class Origin:
 
     def facts(self, params: Params) -> dict[str, Any]:
         """Returns names and hashes: of the file, where it is one, and of the parameters."""
-        facts: dict[str, Any] = {"note": self.note, "parameters_sha256": tree.digest(params)}
+        facts: dict[str, Any] = {"note": self.note}
+        facts["parameters_sha256"] = tree.digest(params, distributed.gathered)
         if self.path is not None:
             facts["file"] = self.path.name
         if self.path is not None and self.path.is_file():
@@ -95,7 +97,7 @@ class Model:
           ValueError: a label is out of range, or a setting makes no sense; names the range.
         """
         images = self.start(labels, **options)
-        return np.asarray(jax.device_get(images))[: len(labels)]
+        return distributed.gathered(images)[: len(labels)]
 
     def start(
         self,
@@ -134,11 +136,12 @@ class Model:
             raise ValueError(f"seed must lie in [0, {LARGEST_SEED}], not {seed}.")
         padded = np.pad(labels, (0, -len(labels) % sharding.batch_parts(self.mesh)))
         place = sharding.batch_sharding(self.mesh)
-        numbers = jax.device_put(np.arange(first, first + len(padded), dtype=np.uint32), place)
+        numbers = sharding.put(np.arange(first, first + len(padded), dtype=np.uint32), place)
         decoder = None if latents else self.autoencoder
         run = sampler(self.system, decoder.network if decoder else None, chosen)
         weights = (self.params, decoder.params if decoder else {})
-        return run(weights, seed, numbers, jax.device_put(padded, place), float(weight))
+        with jax.set_mesh(self.mesh):
+            return run(weights, seed, numbers, sharding.put(padded, place), float(weight))
 
     def _checked(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         array, classes = np.asarray(labels), self.system.num_classes
@@ -161,8 +164,8 @@ def sampler(system: System, network: Any, settings: Settings) -> Any:
         key = key_for("sample", seed)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         data = system.sample(params, keys, labels, guidance, settings)
-        if network is None:
-            return data
-        return jnp.clip(bind(network, decoder).decode(data), -1, 1)
+        if network is not None:
+            data = jnp.clip(bind(network, decoder).decode(data), -1, 1)
+        return hold(data, "batch")
 
     return jax.jit(run)

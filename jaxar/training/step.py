@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxar import axes
 from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated, shardings
 from jaxar.system import Trainable
@@ -37,6 +38,7 @@ def make_step(
         (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
             state.params, {**batch, "step": state.step}, key
         )
+        gradients = axes.placed(gradients)
         norm = optax.tree.norm(gradients)
         updates, moved = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -72,4 +74,5 @@ def compile_step(
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch).compile()
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, batch).compile()
