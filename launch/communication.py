@@ -74,27 +74,53 @@ class Talk:
     ) -> None:
         """Adds the collectives that an instruction is, or that are fused in it.
 
-        TPUs spread one collective over several fusions that compute meanwhile; all name its
-        channel, and it counts once.
+        TPUs spread one collective over several fusions that compute meanwhile, all of one channel:
+        it counts once. A fusion of a reduction with the slices of its result scatters.
         """
+        scatters = any("all-reduce-scatter" in name for name in instruction.called)
         for inner, around in [(instruction, computation), *program.inside(instruction)]:
             kind = kind_of(inner)
-            channel = re.search(r"channel_id=(\d+)", inner.attributes)
-            key = (id(computation), channel.group(1) if channel else inner.name)
-            if kind and key not in self._channels:
-                self._channels.add(key)
-                self._add(kind, inner, around, times, known)
+            if kind and not self._heard(inner, computation):
+                if kind == "all-reduce" and scatters:
+                    kind = "reduce-scatter"
+                given = sum(operand(around, inner, i).bytes for i in range(len(inner.operands)))
+                if inner.op == "send":
+                    self._between_slices(kind, given, times, known)
+                else:
+                    self._in_groups(kind, given, inner.attributes, times, known)
+
+    def _heard(self, instruction: Instruction, computation: Computation) -> bool:
+        """Returns whether this is a further part of a collective that was added."""
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+        if "async_collective_fusion_config" not in instruction.attributes or not channel:
+            return False
+        key = (id(computation), channel.group(1))
+        known = key in self._channels
+        self._channels.add(key)
+        return known
+
+    def _in_groups(self, kind: str, given: int, text: str, times: int, known: bool) -> None:
+        groups = parse_groups(text, self._devices.size)
+        axes = axes_of(groups, self._devices.shape, self._axes)
+        self._add(kind, axes, groups.shape[1], given, self._bandwidth(groups), times, known)
+
+    def _between_slices(self, kind: str, given: int, times: int, known: bool) -> None:
+        """Adds what goes over the data-centre network: the axis along which slices differ."""
+        slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(self._devices)
+        axes = [
+            name
+            for number, name in enumerate(self._axes)
+            if (slices != slices.take([0], axis=number)).any()
+        ]
+        rate = self._chip.dcn or self._chip.ici
+        self._add(kind, ",".join(axes), len(np.unique(slices)), given, rate, times, known)
 
     def _add(
-        self, kind: str, instruction: Instruction, around: Computation, times: int, known: bool
+        self, kind: str, axes: str, size: int, given: int, rate: float, times: int, known: bool
     ) -> None:
-        groups = parse_groups(instruction.attributes, self._devices.size)
-        size = groups.shape[1]
         if size == 1:
             return
-        given = sum(operand(around, instruction, i).bytes for i in range(len(instruction.operands)))
         moved, sent = COLLECTIVES[kind]
-        axes = axes_of(groups, self._devices.shape, self._axes)
         before = self._rows.get((kind, axes, size), Collective(kind, axes, size, 0, 0.0, 0.0, 0.0))
         more = times * given * sent(size)
         self._rows[kind, axes, size] = dataclasses.replace(
@@ -102,7 +128,7 @@ class Talk:
             count=before.count + times,
             bytes=before.bytes + times * given * moved(size),
             sent=before.sent + more,
-            seconds=before.seconds + more / self._bandwidth(groups),
+            seconds=before.seconds + more / rate,
             known=before.known and known,
         )
 
@@ -127,8 +153,14 @@ class Talk:
 
 
 def kind_of(instruction: Instruction) -> str:
-    """Returns the kind of a collective, or nothing for another instruction or its end."""
+    """Returns the kind of a collective, or nothing for another instruction or its end.
+
+    What slices of TPUs tell each other is sent through the hosts, and says what it is part of.
+    """
     kind = instruction.op.removesuffix("-start")
+    if kind == "send":
+        found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+        kind = found.group(1).lower().replace("_", "-") if found else ""
     return kind if kind in COLLECTIVES else ""
 
 

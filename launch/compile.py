@@ -195,7 +195,7 @@ def _show(text: str, *reports: dict[str, Any]) -> None:
 class _Limit:
     """Ends the process with one sentence if a block takes longer; nothing interrupts compiling."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float | int):
         self._timer = threading.Timer(seconds, self._end, [seconds])
         self._timer.daemon = True
 
@@ -207,7 +207,7 @@ class _Limit:
         self._timer.cancel()
 
     @staticmethod
-    def _end(seconds: float) -> None:
+    def _end(seconds: float | int) -> None:
         print(
             f"python -m launch.compile: not done after {seconds:g} s: allow more with --limit, or "
             "change the setting that compiles so long (some kinds of rematerialisation do).",

@@ -22,6 +22,7 @@ SLICES_OF = ("dynamic-slice", "slice", "gather")
 FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call"),
     *("conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "async-start"),
+    *("send", "recv"),
 }
 """Instructions that move nothing by themselves."""
 

@@ -1,5 +1,6 @@
 """The report of a compiled program: made once, kept as JSON, shown alone or beside another."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import re
@@ -39,7 +40,7 @@ def make(
         "used": made.mesh.size,
         "mesh": {axis: int(size) for axis, size in made.mesh.shape.items()},
         "batch": made.batch,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "versions": _versions(),
         "compile_seconds": round(made.seconds, 1),
         "usable": chip.usable,
         "state": made.state,
@@ -54,6 +55,14 @@ def make(
         **_memory(made.compiled),
         **_costs(made, chip),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("jax", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _memory(compiled: Any) -> Report:

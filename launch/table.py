@@ -118,6 +118,7 @@ def _compiled(
             ]
         )
         if done.returncode not in (0, NOT_FIT) or not file.exists():
+            print(f"{name} {kind} {place}: no report, code {done.returncode}", flush=True)
             return None
         (report,) = json.loads(file.read_text())
     return report

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxar import sharding
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import init_state
+from launch import compile as compile_main
 from launch import cost, fitting, hlo, programs, report, table
 from launch.chips import CHIPS, GIB, LaunchError, parse_topology
 from launch.communication import axes_of, parse_groups
@@ -28,10 +29,12 @@ LAYERS = 5
 
 
 def torus(*shape, slices=1):
-    """Returns stand-ins for the devices of a topology."""
+    """Returns stand-ins for the devices of a topology, of one host."""
     places = [(s, place) for s in range(slices) for place in np.ndindex(*shape)]
     found = np.empty(len(places), object)
-    found[:] = [SimpleNamespace(coords=place, slice_index=s) for s, place in places]
+    found[:] = [
+        SimpleNamespace(coords=place, slice_index=s, process_index=0) for s, place in places
+    ]
     return found
 
 
@@ -220,6 +223,57 @@ def test_between_slices_the_data_centre_network_is_used():
     assert rows["all-reduce"].seconds == rows["all-reduce"].sent / CHIPS["v5e"].dcn
 
 
+def test_what_slices_send_each_other_is_counted():
+    """The compiler leaves such a reduction to the hosts; one line of a step on 2 x v5e:2x2."""
+    text = """
+ENTRY %main (p: f32[3,8,128]) -> f32[3,8,128] {
+  %p = f32[3,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[3,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%p, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=2
+  ROOT %q = f32[3,8,128]{2,1,0:T(8,128)} copy(%p)
+}
+"""
+    devices = torus(2, 2, slices=2).reshape(2, 4, 1, 1)
+    (row,) = costs_of(text, devices, ("slices", "data", "fsdp", "tensor")).collectives
+    assert (row.kind, row.axes, row.group, row.count) == ("all-reduce", "slices", 2, 1)
+    assert row.bytes == row.sent == 3 * 8 * 128 * 4
+    assert row.seconds == row.sent / CHIPS["v5e"].dcn
+
+
+def test_collectives_inside_fusions_count_once_and_by_what_they_do():
+    """TPUs write a reduce-scatter as a fused reduction, and one gathering into many fusions."""
+    text = """
+%all-reduce-scatter.1 (i: bf16[64,8]) -> bf16[16,8] {
+  %i = bf16[64,8]{1,0} parameter(0)
+  %all-reduce.1 = bf16[64,8]{1,0} all-reduce(%i), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %s = bf16[16,8]{1,0} slice(%all-reduce.1), slice={[0:16], [0:8]}
+}
+%part.1 (a: bf16[16,8]) -> bf16[64,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  ROOT %g = bf16[64,8]{1,0} all-gather(%a), channel_id=7, replica_groups=[1,4]<=[4], \
+backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
+}
+ENTRY %main (p: bf16[64,8], q: bf16[16,8]) -> bf16[64,8] {
+  %p = bf16[64,8]{1,0} parameter(0)
+  %q = bf16[16,8]{1,0} parameter(1)
+  %f = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  %h = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  %x = bf16[64,8]{1,0} fusion(%q), kind=kCustom, calls=%part.1
+  ROOT %y = bf16[64,8]{1,0} fusion(%q), kind=kCustom, calls=%part.1
+}
+"""
+    rows = costs_of(text, torus(2, 2).reshape(1, 4), ("data", "fsdp")).collectives
+    found = {row.kind: (row.axes, row.count, row.bytes, row.sent) for row in rows}
+    size = 64 * 8 * 2
+    assert found == {
+        "reduce-scatter": ("fsdp", 2, 2 * size, 2 * size * 3 / 4),
+        "all-gather": ("fsdp", 1, size, size * 3 / 4),
+    }
+
+
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("hello\n")
@@ -374,6 +428,41 @@ def test_what_cannot_be_sampled_is_refused():
     config = shrunk("xar_digits", "mesh.data=2")
     with pytest.raises(LaunchError, match="choose 2 or 4"):
         programs.whole_sampler(config, jax.devices()[:2], 3)
+
+
+@pytest.mark.parametrize(("fix", "fits"), [(False, False), (True, True)])
+def test_what_does_not_fit_is_changed_until_it_does(fix, fits, monkeypatch, capsys, tmp_path):
+    """A stand-in for the compiler refuses until the state is shared out over four devices."""
+    program, arguments = layers_on_cpus()
+    compiled, tried = program.lower(*arguments).compile(), []
+
+    def train_step(config, devices):
+        tried.append(config.mesh.fsdp)
+        mesh = sharding.make_mesh({"data": -1, "fsdp": config.mesh.fsdp})
+        fitting = config.mesh.fsdp >= 4
+        problem = "" if fitting else "total memory (24.00G) exceeds available HBM (15.75G)."
+        return programs.Made(
+            mesh, 2048, 1e12, 20 * GIB, 1.0, compiled if fitting else None, problem
+        )
+
+    monkeypatch.setattr(programs, "train_step", train_step)
+    monkeypatch.setattr(programs, "topology_devices", lambda topology: list(torus(4, 4)))
+    monkeypatch.setattr(programs, "state_sizes", lambda *_: lambda mesh: 20 * GIB // mesh["fsdp"])
+    monkeypatch.setattr(compile_main, "environment", lambda: None)
+    file = tmp_path / "report.json"
+    flags = ["--config=xar_b", "--topology=v5e:4x4", f"--json={file}", *["--fix"][: int(fix)]]
+    if fits:
+        compile_main.main(flags)
+        assert tried == [1, 2, 4]
+    else:
+        with pytest.raises(SystemExit) as ended:
+            compile_main.main(flags)
+        assert ended.value.code == 1 and tried == [1]
+    shown = capsys.readouterr().out
+    assert "mesh.fsdp" in shown
+    (found,) = json.loads(file.read_text())
+    assert found["fits"] == fits
+    assert fits or found["needed"] == 24 * GIB
 
 
 def test_the_table_has_a_row_for_each_report(tmp_path, capsys):
