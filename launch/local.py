@@ -96,11 +96,15 @@ class Job:
     ):
         """Starts them; each in a group of its own, so that what it starts ends with it.
 
+        SIGTERM and SIGINT to this process are passed on from now on.
+
         Raises:
           SystemExit: the command cannot be started.
         """
         self._members: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.end(signal.SIGTERM))
         given = environments(
             os.environ, processes=processes, devices=devices, gpus=gpus, port=free_port()
         )
@@ -126,8 +130,6 @@ class Job:
 
     def wait(self, grace: float) -> int:
         """Returns the code of the first process that failed, when none is left; 0 if none did."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.end(signal.SIGTERM))
         code, deadline = 0, float("inf")
         while None in (codes := [member.poll() for member in self._members]):
             failed = [i for i, found in enumerate(codes) if found]

@@ -31,7 +31,7 @@ HEADER = f"""\
 Made by `python -m launch.table` with the TPU compiler on a CPU machine; nothing here ran on a TPU.
 Training is one step of {TRAINING_BATCH:,} images, sampling one whole draw of {IMAGES_A_CHIP} images
 a chip with the config's own settings, decoder included. fsdp is the smallest power of two that
-leaves half of the memory to activations, the other chips are data parallel.
+leaves half of the memory to activations, or one asked for; the other chips are data parallel.
 [scale_launch.md](scale_launch.md) says how each column is found and how far it can be trusted.
 """
 
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", default=CONFIGS, help=f"configs (default: {CONFIGS})")
     add("--topology", default=TOPOLOGIES, help=f"topologies (default: {TOPOLOGIES})")
     add("--what", default="train,sample", help="programs (default: train,sample)")
+    add("--fsdp", type=int, help="rows with this fsdp (default: by the rule of the table)")
     add("--limit", type=float, default=1800, help="seconds for each (default: 1800)")
     add("--fresh", action="store_true", help="compile again what is there already")
     add("--render", action="store_true", help="compile nothing")
@@ -77,28 +78,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     store = options.output / "scale_table.json"
     reports = json.loads(store.read_text()) if store.exists() else []
-    for name in [] if options.render else options.config.split(","):
-        for place in options.topology.split(","):
-            for kind in options.what.split(","):
-                key = (name, place, kind)
-                if any(_key(report) == key for report in reports) and not options.fresh:
-                    continue
-                print(f"{name} {kind} {place} ...", flush=True)
-                report = _compiled(name, place, kind, options)
-                if report is None:
-                    continue
-                reports = [other for other in reports if _key(other) != key] + [report]
-                store.write_text(json.dumps(reports, indent=1) + "\n")
+    wanted = [] if options.render else _wanted(options)
+    for row in wanted:
+        if any(_key(report) == row for report in reports) and not options.fresh:
+            continue
+        print(" ".join(map(str, row)), "...", flush=True)
+        report = _compiled(*row, options)
+        if report is not None:
+            reports = [other for other in reports if _key(other) != row] + [report]
+            store.write_text(json.dumps(reports, indent=1) + "\n")
     (options.output / "scale_table.md").write_text(render(reports))
     print(f"wrote {options.output / 'scale_table.md'}, {len(reports)} rows")
 
 
-def _key(report: dict[str, Any]) -> tuple[str, str, str]:
-    return report["config"], report["topology"], report["what"]
+Row = tuple[str, str, str, int]
+"""Config, topology, program and fsdp."""
+
+
+def _key(report: dict[str, Any]) -> Row:
+    return report["config"], report["topology"], report["what"], report["mesh"]["fsdp"]
+
+
+def _wanted(options: argparse.Namespace) -> list[Row]:
+    return [
+        (name, place, kind, options.fsdp or _fsdp(name, place, kind))
+        for name in options.config.split(",")
+        for place in options.topology.split(",")
+        for kind in options.what.split(",")
+    ]
 
 
 def _compiled(
-    name: str, place: str, kind: str, options: argparse.Namespace
+    name: str, place: str, kind: str, fsdp: int, options: argparse.Namespace
 ) -> dict[str, Any] | None:
     """Returns the report of one row, or None where compiling failed or took too long."""
     from launch.chips import parse_topology
@@ -107,7 +118,6 @@ def _compiled(
     batch = TRAINING_BATCH if kind == "train" else IMAGES_A_CHIP * topology.chips
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
-        fsdp = _fsdp(name, topology, kind)
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "launch.compile", f"--config={name}"),
@@ -124,11 +134,13 @@ def _compiled(
     return report
 
 
-def _fsdp(name: str, topology: Any, kind: str) -> int:
+def _fsdp(name: str, place: str, kind: str) -> int:
     environment()
     from jaxar import config as configs
     from launch import fitting, programs
+    from launch.chips import parse_topology
 
+    topology = parse_topology(place)
     config = configs.override(configs.load(name), ["mesh.data=-1"])
     sizes = programs.state_sizes(config, programs.topology_devices(topology), kind)
     return fitting.smallest_fsdp(topology.chips, topology.chip.usable, sizes)
