@@ -18,7 +18,7 @@ from jaxar.axes import MESH as MESH_AXES
 from jaxar.tree import paths
 
 
-def mesh_sizes(sizes: Mapping[str, int], devices: int, *, whole: bool = False) -> dict[str, int]:
+def mesh_sizes(sizes: Any, devices: int, *, whole: bool = False) -> dict[str, int]:
     """Returns the size of every axis of a mesh; one may be given as -1: all devices left.
 
     Args:
@@ -48,7 +48,7 @@ def mesh_sizes(sizes: Mapping[str, int], devices: int, *, whole: bool = False) -
     return given
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(sizes: Any, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of sizes by axis name.
 
     Within a slice, devices that are neighbours on an inner axis are neighbours in the slice.
