@@ -1,8 +1,8 @@
 """Writing the folder that `latents.LatentRecords` reads, shard after shard, whatever happens.
 
 A shard takes its name when it is whole; what belongs to it (its labels, what was left out) stands
-in a hidden file beside it. Writing that was cut short goes on with the shards that are missing. The
-manifest comes last: a folder with a manifest is a whole one.
+in a hidden file beside it, with the settings. Writing that was cut short goes on with the shards
+that are missing. The manifest comes last: a folder with a manifest is a whole one.
 """
 
 import itertools
@@ -23,7 +23,6 @@ from jaxar.tree import changes
 Example = tuple[np.ndarray, np.ndarray | None, int]
 """Moments (h, w, 2c), those of the mirror image or None, and a label."""
 
-_BEGUN = ".begun.json"
 _STATE_NAME = r"\.latents-(\d+)\.json"
 
 
@@ -70,7 +69,7 @@ class LatentWriter:
             "flip": layout.flip,
             "num_classes": num_classes,
         }
-        self._begin()
+        self._require_same_settings()
 
     def whole(self) -> list[int]:
         """Returns the numbers of the shards that are there, in order."""
@@ -108,7 +107,7 @@ class LatentWriter:
         writer.close()
         os.replace(hidden, path)
         state = {"name": name, "count": len(labels), "bytes": os.path.getsize(path)}
-        state |= {"labels": labels, "left_out": list(left_out)}
+        state |= {"labels": labels, "left_out": list(left_out), "settings": self._settings}
         replace_text(self._path(_state_name(number)), json.dumps(state))
 
     def finish(self) -> int:
@@ -131,26 +130,26 @@ class LatentWriter:
             "counts": np.bincount(stored, minlength=self._classes).tolist(),
             "left_out": left_out,
             "labels_crc32": zlib.crc32(stored.tobytes()),
-            "shards": [{k: v for k, v in shard.items() if k != "left_out"} for shard in shards],
+            "shards": [{key: shard[key] for key in ("name", "count", "bytes")} for shard in shards],
         }
         replace_text(self._path(MANIFEST), json.dumps(manifest, indent=1))
-        for name in [_BEGUN, *map(_state_name, numbers)]:
-            os.remove(self._path(name))
+        for number in numbers:
+            os.remove(self._path(_state_name(number)))
         return len(stored)
 
-    def _begin(self) -> None:
-        """Compares the folder's settings with those it was begun with, or notes them."""
-        path, own = self._path(_BEGUN), {**self._facts, "shard_size": self.shard_size}
-        if not os.path.exists(path):
-            replace_text(path, json.dumps(own))
-            return
-        with open(path, encoding="utf-8") as file:
-            changed = changes(own, json.load(file))
-        if changed:
-            raise ValueError(
-                f"{self._root} was begun with other settings ({'; '.join(changed)}): choose "
-                "another folder or remove it."
-            )
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {**self._facts, "shard_size": self.shard_size}
+
+    def _require_same_settings(self) -> None:
+        """Raises ValueError where shards that are there were written with other settings."""
+        for number in self.whole()[:1]:
+            changed = changes(self._settings, self._state(number)["settings"])
+            if changed:
+                raise ValueError(
+                    f"{self._root} was begun with other settings ({'; '.join(changed)}): choose "
+                    "another folder or remove it."
+                )
 
     def _state(self, number: int) -> dict[str, Any]:
         with open(self._path(_state_name(number)), encoding="utf-8") as file:
