@@ -3,10 +3,19 @@
 import sys
 import time
 
+_silent = False
+
+
+def silence() -> None:
+    """Has this process print nothing from here on: another one of the job speaks."""
+    global _silent
+    _silent = True
+
 
 def say(stage: str, text: str) -> None:
     """Prints one line for one stage: "data: 1,437 images ..."."""
-    print(f"{stage + ':':<12}{text}", flush=True)
+    if not _silent:
+        print(f"{stage + ':':<12}{text}", flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -30,7 +39,7 @@ class Bar:
         """
         self.stage, self.total, self.start, self.unit = stage, total, start, unit
         self._began = self._spoken = time.monotonic()
-        self._terminal = sys.stdout.isatty()
+        self._terminal = sys.stdout.isatty() and not _silent
 
     def left(self, done: int) -> str:
         """Returns the time that is left after `done`, at the speed so far."""

@@ -6,8 +6,9 @@ Every field of the config is a flag too: --config.batch_size=512 --config.plan=t
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxar import config as configs
@@ -35,8 +36,10 @@ examples:
   python -m jaxar.main --config=xar_b --mode=encode --source=/data/imagenet/train \\
       --tokenizer=kl16.ckpt --output=/data/latents
       cache the latents of a folder of images
-  python -m jaxar.main --config=configs/xar_b.py --dry_run
-      print the parameters and stop; needs no data
+  python -m jaxar.main --config=xar_b --dry_run --config.mesh.data=16 --config.mesh.fsdp=16
+      print every parameter, its sharding and its bytes on a device, and stop; needs no data
+  python -m jaxar.main --config=xar_b --coordinator=host0:1234 --processes=4 --process_id=0
+      one of four processes; on TPU pods and under SLURM and Open MPI no flag is needed
 
 any field of the config is a flag of its own: --config.batch_size=512, --config.plan=token,
 --config.plan="cell(height=4, width=4)"; --print_config shows them all.
@@ -98,6 +101,15 @@ def parser() -> argparse.ArgumentParser:
     add("--samples", help="folder or .npz of images to judge; needs no config")
     add("--network", help="weights of the Inception network (.pth, .pb), or 'digits'")
     add("--reference", help="statistics or images to compare with (.npz, a folder), or 'data'")
+    add("--coordinator", help="host:port of process 0, where there are several (docs/scale.md)")
+    add("--processes", type=int, help="how many processes there are")
+    add("--process_id", type=int, help="number of this process, from 0 on")
+    add(
+        "--patience",
+        type=float,
+        default=300.0,
+        help="seconds without a step after which one of several processes ends (default: 300)",
+    )
     add("--dry_run", action="store_true", help="check the config, print its parameters and stop")
     add("--print_config", action="store_true", help="print every value and stop")
     return flags
@@ -109,9 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     known, rest = flags.parse_known_args(argv)
     try:
         _require_fitting(known)
-        overrides = _assignments(rest)
+        overrides = assignments(rest)
         if known.samples:
-            _judge_images(known, overrides)
+            with _joined(known):
+                _judge_images(known, overrides)
             return
         if known.tokenizer:
             overrides.append(f"autoencoder.weights={known.tokenizer!r}")
@@ -120,12 +133,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         if known.print_config:
             print(configs.render(config))
             return
-        run(config, known, overrides)
+        if known.dry_run:
+            from jaxar.api.table import dry_run
+
+            print(dry_run(config))
+            return
+        with _joined(known):
+            run(config, known, overrides)
     except (configs.ConfigError, OSError) as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _joined(flags: argparse.Namespace) -> Iterator[None]:
+    """Joins the other processes of the job, if there are any, and ends with them."""
+    from jaxar import distributed
+
+    distributed.start(
+        coordinator=flags.coordinator,
+        processes=flags.processes,
+        process=flags.process_id,
+        patience=flags.patience,
+        stoppable=flags.mode == "train",
+    )
+    if distributed.many() and flags.mode in ("convert", "export"):
+        raise configs.ConfigError(f"--mode={flags.mode} is the work of one process: start one.")
+    with distributed.ending_together():
+        yield
 
 
 def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
@@ -136,9 +173,6 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
     from jaxar.data.loader import DataError
     from jaxar.training.loop import DivergedError
 
-    if flags.dry_run:
-        print(setup.parameter_table(setup.prepare(config, training=True).system))
-        return
     workdir = Path(flags.workdir) if flags.workdir else setup.default_workdir(config.name)
     act = {"train": _train, "convert": _convert, "encode": _encode}.get(flags.mode, _use)
     try:
@@ -239,7 +273,7 @@ def _require_fitting(flags: argparse.Namespace) -> None:
         raise configs.ConfigError(f"--mode={mode} needs --{' and --'.join(missing)}.")
 
 
-def _assignments(rest: Sequence[str]) -> list[str]:
+def assignments(rest: Sequence[str]) -> list[str]:
     """Returns "key=value" for each --config.key=value or --config.key value.
 
     Raises:

@@ -1,7 +1,7 @@
 """Nested dicts of arrays by path, "encoder/blocks/mlp/up/kernel", and what differs in two."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -60,14 +60,18 @@ def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def digest(tree: Any) -> str:
+def digest(tree: Any, fetch: Callable[[Any], np.ndarray] = np.asarray) -> str:
     """Returns a SHA-256 over paths, shapes, dtypes and bytes of all leaves, in hexadecimal.
 
     Equal trees have equal digests, whatever files they came from.
+
+    Args:
+      tree: Arrays.
+      fetch: From one of them to the host.
     """
     total = hashlib.sha256()
     for path, leaf in sorted(paths(tree).items()):
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(fetch(leaf))
         total.update(f"{path} {array.shape} {array.dtype}\n".encode())
         total.update(array.data)
     return total.hexdigest()

@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "jaxar"
 ORDER = (
     ("typing",),
     ("tree", "ranges"),
+    ("axes",),
     ("config", "keys", "console", "files"),
+    ("distributed",),
     ("resize",),
     ("plan", "flow", "draws"),
     ("nn",),
@@ -26,7 +28,7 @@ ORDER = (
     ("main", ""),
 )
 LEAVES = ("sharding", "checkpoint", "data", "metrics", "convert", "picture")
-LEAVES_SEE = ("typing", "tree", "config", "files", "resize")
+LEAVES_SEE = ("typing", "tree", "axes", "config", "files", "resize")
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -85,8 +85,9 @@ def test_far_steps_are_reached_at_once():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_global_batches(processes):
     whole = read(Noisy(23), batch_size=8, seed=3, start=2, count=4)
-    options = dict(batch_size=8, seed=3, start=2, count=4, processes=processes)
-    parts = [read(Noisy(23), process=p, **options) for p in range(processes)]
+    options = dict(batch_size=8, seed=3, start=2, count=4)
+    rows = np.arange(8).reshape(processes, -1)
+    parts = [read(Noisy(23), rows=part, **options) for part in rows]
     joined = [
         {key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
         for step in zip(*parts, strict=True)
@@ -135,7 +136,7 @@ def test_epoch_is_once_through_in_order():
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(batch_size=7, processes=2), dict(process=2, processes=2), dict(seed=-1), dict(start=-1)],
+    [dict(batch_size=0), dict(rows=[8]), dict(rows=[]), dict(seed=-1), dict(start=-1)],
 )
 def test_wrong_arguments(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -11,7 +11,6 @@ import pytest
 from jaxar import checkpoint, sharding
 from jaxar import config as configs
 from jaxar.api import loading, setup, training
-from jaxar.api.model import Model
 from jaxar.config import ConfigError
 from jaxar.keys import key_for
 from jaxar.training.loop import DivergedError, fit
@@ -114,15 +113,14 @@ def run(config, workdir):
     return fit(prepared.system, arrays(config), config, workdir, prepared.mesh, lambda *_: None)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
-def test_sharded_equals_unsharded(mesh):
+def test_steps_on_many_devices_are_those_of_one():
     config, system, _ = system_and_params(
         "xar_digits", "batch_size=8", "model.heads=4", "model.width=32", "model.mlp_ratio=3"
     )
     optimizer, source = optimizer_of(config), arrays(config, 40)
     results = []
-    for sizes in ((1, 1, 1), mesh):
-        devices = sharding.make_mesh(dict(zip(sharding.MESH_AXES, sizes, strict=True)))
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        devices = sharding.make_mesh(dict(zip(sharding.MESH_AXES[1:], sizes, strict=True)))
         step = make_step(system, optimizer, ema=0.9, seed=0)
 
         def init(key):
@@ -141,16 +139,6 @@ def test_sharded_equals_unsharded(mesh):
     np.testing.assert_allclose(many["gradient_norm"], one["gradient_norm"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(params_one), jax.tree.leaves(params_many), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-
-
-def test_sharded_sampling_equals_unsharded():
-    config, system, params = system_and_params("xar_digits")
-    labels = [1, 2, 3]
-    one = Model(config, system, params, sharding.make_mesh(dict(data=1, fsdp=1, tensor=1)))
-    mesh = sharding.make_mesh(dict(data=4, fsdp=1, tensor=2))
-    places = sharding.shardings(params, mesh)
-    many = Model(config, system, jax.device_put(params, places), mesh)
-    np.testing.assert_allclose(many.sample(labels), one.sample(labels), atol=1e-4)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():

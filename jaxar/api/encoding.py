@@ -1,5 +1,6 @@
 """A cache of latents: what an autoencoder makes of images, so that training reads no pixels."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxar import config as configs
-from jaxar import registry, sharding
+from jaxar import distributed, registry, sharding
 from jaxar.api.loading import load_autoencoder
 from jaxar.api.model import Autoencoder
 from jaxar.api.setup import autoencoder_settings, describe, prepare
@@ -41,8 +42,9 @@ def encode(
 
     Latents are what the config's autoencoder keeps of an image, unscaled: of a variational one mean
     and log-variance, of one with a quantizer the map that it turns into codes. They stand in
-    ArrayRecord shards that the source `latent_records` reads. Cut short, it goes on after the last
-    whole shard; the shards come out the same.
+    ArrayRecord shards that the source `latent_records` reads. Cut short, it goes on with the shards
+    that are missing; they come out the same. Processes share the shards out among themselves, each
+    on devices of its own.
 
     Args:
       config: Config whose `autoencoder` encodes.
@@ -62,6 +64,8 @@ def encode(
     if tokenizer is not None:
         config = configs.override(config, [f"autoencoder.weights={str(tokenizer)!r}"])
     ready = prepare(config)
+    if distributed.many():
+        ready = dataclasses.replace(ready, mesh=sharding.own_mesh())
     autoencoder = load_autoencoder(config, ready)
     if autoencoder is None:
         raise ConfigError("encoding needs an autoencoder and its weights: give --tokenizer=FILE.")
@@ -76,20 +80,28 @@ def encode(
         "source": loader.fingerprint(images),
     }
     try:
-        writer = LatentWriter(str(output), layout, num_classes=images.num_classes, facts=facts)
+        writer = LatentWriter(
+            str(output),
+            layout,
+            num_classes=images.num_classes,
+            shard_size=shard_size,
+            facts=facts,
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     say("devices", describe(ready.mesh))
     say("source", f"{len(images):,} images of {h} x {w} in {images.num_classes} classes")
-    if writer.read:
-        say("resume", f"{writer.read:,} images are encoded already")
     run = _encoder(autoencoder, ready.mesh)
     parts = sharding.batch_parts(ready.mesh)
-    _write(writer, images, run, -(-batch_size // parts) * parts, shard_size)
-    say("written", f"{writer.finish():,} latents of {layout.shape} to {output}")
-    if "scale" in config.tokenizer:
-        deviation = _deviation(LatentRecords(str(output), flip=False))
-        say("scale", f"config.tokenizer.scale={1 / deviation:.4g} gives them about unit variance")
+    _write(writer, images, run, -(-batch_size // parts) * parts)
+    distributed.meet("all is encoded")
+    if distributed.first():
+        _require_few(writer.left_out(), images)
+        say("written", f"{writer.finish():,} latents of {layout.shape} to {output}")
+        if "scale" in config.tokenizer:
+            scale = 1 / _deviation(LatentRecords(str(output), flip=False))
+            say("scale", f"config.tokenizer.scale={scale:.4g} gives them about unit variance")
+    distributed.meet("the manifest is written")
     return Path(output)
 
 
@@ -158,25 +170,46 @@ def _encoder(autoencoder: Autoencoder, mesh: Any) -> Callable[[np.ndarray], Any]
     return lambda images: run(autoencoder.params, jax.device_put(images, place))
 
 
-def _write(writer: LatentWriter, images: Any, run: Any, batch_size: int, shard_size: int) -> None:
-    """Encodes what the writer has not yet, shard after shard."""
-    bar = Bar("encode", len(images), start=writer.read)
-    while True:
-        if len(writer.left_out) > MAX_LEFT_OUT * len(images):
-            raise loader.DataError(
-                f"{len(writer.left_out)} images cannot be read, more than {MAX_LEFT_OUT:.1%} of "
-                f"{len(images):,}: the last is {writer.left_out[-1]}"
-            )
-        if writer.read >= len(images):
-            return
-        numbers = range(writer.read, min(writer.read + shard_size, len(images)))
+def _write(writer: LatentWriter, images: Any, run: Any, batch_size: int) -> None:
+    """Encodes this process's share of the shards that are missing."""
+    size, total = writer.shard_size, len(images)
+    there = np.zeros(-(-total // size), bool)
+    there[writer.whole()] = True
+    missing = np.flatnonzero(~distributed.told(there))
+    _require_few(writer.left_out(), images)
+    if there.any():
+        say("resume", f"{there.sum():,} of {len(there):,} shards are written already")
+    mine = [
+        (int(number), range(number * size, min((number + 1) * size, total)))
+        for number in missing[jax.process_index() :: jax.process_count()]
+    ]
+    bar = Bar("encode", sum(len(numbers) for _, numbers in mine))
+    done = 0
+    for number, numbers in mine:
         left_out: list[str] = []
-        examples = _examples(images, numbers, run, batch_size, left_out, bar)
-        writer.write_shard(examples, read=numbers.stop, left_out=left_out)
+        examples = _examples(images, numbers, run, batch_size, left_out, bar, done)
+        writer.write_shard(examples, number=number, left_out=left_out)
+        done += len(numbers)
+        _require_few(writer.left_out(), images)
+
+
+def _require_few(left_out: list[str], images: Any) -> None:
+    """Raises DataError where too many images could not be read."""
+    if len(left_out) > MAX_LEFT_OUT * len(images):
+        raise loader.DataError(
+            f"{len(left_out)} images cannot be read, more than {MAX_LEFT_OUT:.1%} of "
+            f"{len(images):,}: the last is {left_out[-1]}"
+        )
 
 
 def _examples(
-    images: Any, numbers: range, run: Any, batch_size: int, left_out: list[str], bar: Bar
+    images: Any,
+    numbers: range,
+    run: Any,
+    batch_size: int,
+    left_out: list[str],
+    bar: Bar,
+    done: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yields latents, those of the mirror image, and label; one batch is encoded ahead."""
 
@@ -186,7 +219,7 @@ def _examples(
         except BadRecord as error:
             return str(error)
 
-    waiting, done = None, numbers.start
+    waiting = None
     for batch in batches_ahead(read, numbers, batch_size):
         left_out += [record for record in batch if isinstance(record, str)]
         good = [record for record in batch if not isinstance(record, str)]

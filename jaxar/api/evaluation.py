@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxar import sharding
+from jaxar import distributed, sharding
 from jaxar.api.features import open_network
 from jaxar.api.fidelity import judge, open_reference
 from jaxar.api.model import Model
@@ -48,14 +48,16 @@ def evaluate(
     if config.evaluation.name == "recognition":
         return write_result(model, folder, _recognised(model))
     options = config.evaluation
-    network = open_network(options.network, model.mesh)  # what is missing is found before drawing
+    mesh = sharding.own_mesh() if distributed.many() else model.mesh
+    network = open_network(options.network, mesh)  # what is missing is found before drawing
     reference = open_reference(options.reference, network, config)
     protocol = sampling_protocol(model, count=options.samples, seed=config.seed + 1)
     drawn = Path(output) if output else folder / f"evaluation-{_digest(protocol)[:8]}"
     sample_set(model, drawn, protocol, batch_size=options.batch_size)
     figures = judge(drawn / IMAGES, protocol, network, reference, drawn)
     result = write_result(model, folder, figures)
-    replace_text(drawn / RESULT, json.dumps(result, indent=2) + "\n")
+    if distributed.first():
+        replace_text(drawn / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -78,16 +80,16 @@ def evaluate_images(
       ConfigError: something is missing or of the wrong kind; one sentence says what.
     """
     samples = Path(samples)
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    opened = open_network(network, mesh)
+    opened = open_network(network, sharding.own_mesh())
     against = open_reference(str(reference), opened, None)
     protocol_file = samples / PROTOCOL
     protocol = json.loads(protocol_file.read_text()) if protocol_file.exists() else None
     folder = Path(output) if output else samples.with_name(samples.name + ".evaluation")
     source = samples / IMAGES if protocol else samples
     figures = judge(source, protocol, opened, against, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RESULT, json.dumps(figures, indent=2) + "\n")
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / RESULT, json.dumps(figures, indent=2) + "\n")
     say("written", str(folder / RESULT))
     return figures
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import registry, sharding
+from jaxar import distributed, registry, sharding
 from jaxar.api.images import Images
 from jaxar.config import ConfigError
 from jaxar.console import Bar, say
@@ -96,19 +96,26 @@ class Features:
 def compute(images: Images, network: Network, folder: Path, name: str) -> Features:
     """Returns the features of images, of which the chunks found in `folder` are not made anew.
 
+    Processes share the chunks out among themselves; the folder is one that all of them see.
+
     Args:
       images: What to look at.
       network: Who looks.
       folder: Where the files are kept.
       name: Beginning of their names.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _forget_others(folder, name, [network.facts, images.stamp, CHUNK])
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        _forget_others(folder, name, [network.facts, images.stamp, CHUNK])
     total = -(-images.count // CHUNK)
     files = [folder / f"{name}-{i:05}.npz" for i in range(total)]
-    first = next((i for i, file in enumerate(files) if not file.exists()), total)
-    bar = Bar(name, images.count, start=min(first * CHUNK, images.count))
-    for i, pixels in enumerate(images.chunks(CHUNK, first), first) if first < total else ():
+    missing = np.flatnonzero(distributed.told(np.array([not file.exists() for file in files])))
+    mine = np.array_split(missing, jax.process_count())[jax.process_index()].tolist()
+    bar = Bar(name, images.count, start=min(mine[0] * CHUNK if mine else 0, images.count))
+    numbers = range(mine[0], mine[-1] + 1) if mine else range(0)
+    for i, pixels in zip(numbers, images.chunks(CHUNK, numbers.start), strict=False):
+        if i not in mine:
+            continue
         arrays = network.run(pixels)
         digest = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
         size = np.asarray(pixels.shape[1:3])
@@ -116,6 +123,7 @@ def compute(images: Images, network: Network, folder: Path, name: str) -> Featur
             extra = {"digest": np.frombuffer(digest, np.uint8), "size": size}
             np.savez(file, **{**arrays, **extra})  # pyright: ignore: one of these is allow_pickle
         bar.count(min((i + 1) * CHUNK, images.count))
+    distributed.meet(f"{name} are looked at")
     return Features(files, _facts(images, files))
 
 

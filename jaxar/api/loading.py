@@ -126,7 +126,7 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
             name = f"{config.autoencoder.name}_autoencoder"
             params = registry.convert(name, state, template)
     everywhere = sharding.replicated(ready.mesh)
-    return Autoencoder(ready.network, jax.device_put(params, everywhere), Origin(path))
+    return Autoencoder(ready.network, sharding.put(params, everywhere), Origin(path))
 
 
 def attached(system: Any, autoencoder: Autoencoder | None) -> Any:

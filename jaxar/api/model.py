@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import assembly, sharding, tree
+from jaxar import assembly, distributed, sharding, tree
+from jaxar.axes import hold
 from jaxar.contexts.base import Settings
 from jaxar.files import sha256
 from jaxar.heads.base import Known
@@ -35,7 +36,8 @@ class Origin:
 
     def facts(self, params: Params) -> dict[str, Any]:
         """Returns names and hashes: of the file, where it is one, and of the parameters."""
-        facts: dict[str, Any] = {"note": self.note, "parameters_sha256": tree.digest(params)}
+        facts: dict[str, Any] = {"note": self.note}
+        facts["parameters_sha256"] = tree.digest(params, distributed.gathered)
         if self.path is not None:
             facts["file"] = self.path.name
         if self.path is not None and self.path.is_file():
@@ -96,7 +98,7 @@ class Model:
           ValueError: a label is out of range, or a setting makes no sense; names the range.
         """
         images = self.start(labels, **options)
-        return np.asarray(jax.device_get(images))[: len(labels)]
+        return distributed.gathered(images)[: len(labels)]
 
     def start(
         self,
@@ -141,14 +143,15 @@ class Model:
 
         def put(x):
             filled = np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
-            return jax.device_put(filled, place)
+            return sharding.put(filled, place)
 
-        numbers = jax.device_put(np.arange(first, first + rows, dtype=np.uint32), place)
+        numbers = sharding.put(np.arange(first, first + rows, dtype=np.uint32), place)
         decoder = None if latents else self.autoencoder
-        run = _sampler(self.system, decoder.network if decoder else None, chosen)
+        run = sampler(self.system, decoder.network if decoder else None, chosen)
         weights = (self.params, decoder.params if decoder else {})
         begin = None if edit is None else tuple(put(np.asarray(x, np.float32)) for x in edit)
-        return run(weights, seed, numbers, put(labels), float(weight), begin)
+        with jax.set_mesh(self.mesh):
+            return run(weights, seed, numbers, put(labels), float(weight), begin)
 
     def _checked(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         array, classes = np.asarray(labels), self.system.num_classes
@@ -163,7 +166,7 @@ class Model:
 
 
 @functools.lru_cache(maxsize=64)
-def _sampler(system: System, network: Any, settings: Settings) -> Any:
+def sampler(system: System, network: Any, settings: Settings) -> Any:
     """Returns the jitted sampler; one object for each setting, so that JAX finds it compiled."""
 
     def run(weights, seed, numbers, labels, guidance, edit):
@@ -178,6 +181,8 @@ def _sampler(system: System, network: Any, settings: Settings) -> Any:
             tokens = system.entities.cut(data, jax.random.fold_in(key, 0))
             known = Known(tokens, ~system.plan.touched(mask))
         data = system.sample(params, keys, labels, guidance, settings, known)
-        return data if autoencoder is None else jnp.clip(autoencoder.decode(data), -1, 1)
+        if autoencoder is not None:
+            data = jnp.clip(autoencoder.decode(data), -1, 1)
+        return hold(data, "batch")
 
     return jax.jit(run)

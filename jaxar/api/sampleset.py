@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxar import picture, sharding
+from jaxar import distributed, picture, sharding
 from jaxar.api.model import Model
 from jaxar.config import ConfigError
 from jaxar.console import Bar, say
@@ -59,7 +58,8 @@ def sample_set(
     It then holds images/00000.png ..., `images.npz` (`arr_0`, uint8 (n, h, w, c), the layout of
     ADM's sample batches) and `protocol.json`. Image i depends on its number, its label and the seed
     alone; so the set is the same for any batch size and number of devices, up to the rounding of
-    sums. Stopped at any point, the next call goes on and ends with the same bytes.
+    sums. Stopped at any point, the next call goes on and ends with the same bytes. Of several
+    processes, each writes the images its devices have drawn, to a folder that all of them see.
 
     Args:
       model: What to draw from.
@@ -71,12 +71,15 @@ def sample_set(
       ConfigError: the folder holds a set with another protocol.
     """
     folder, count = Path(output), protocol["count"]
-    _begin(folder, protocol)
+    if distributed.first():
+        _begin(folder, protocol)
     labels = labels_of(count, model.system.num_classes)
     parts = sharding.batch_parts(model.mesh)
     _draw_missing(model, folder, labels, -(-batch_size // parts) * parts, protocol["seed"])
-    if not (folder / ARRAY).exists():
+    distributed.meet("all is drawn")
+    if distributed.first() and not (folder / ARRAY).exists():
         write_array(folder / ARRAY, [folder / IMAGES / _name(i) for i in range(count)])
+    distributed.meet("all is written")
 
 
 def write_array(path: Path, files: list[Path]) -> None:
@@ -116,11 +119,12 @@ def _draw_missing(
     model: Model, folder: Path, labels: np.ndarray, batch_size: int, seed: int
 ) -> None:
     """Draws the batches of which an image is missing; the devices are a batch ahead of the disk."""
-    there = {file.name for file in (folder / IMAGES).glob("*.png")}
+    names = {file.name for file in (folder / IMAGES).glob("*.png")}
+    missing = distributed.told(np.array([_name(i) not in names for i in range(len(labels))]))
     starts = [
         start
         for start in range(0, len(labels), batch_size)
-        if any(_name(i) not in there for i in range(start, min(start + batch_size, len(labels))))
+        if missing[start : start + batch_size].any()
     ]
     if not starts:
         return
@@ -129,7 +133,7 @@ def _draw_missing(
         say("resume", f"{done:,} of {len(labels):,} samples are drawn already")
     bar = Bar("sample", len(labels), start=done)
     waiting = None
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, distributed.Watchdog("sampling") as watchdog:
         for start in starts:
             # The last batch is filled up, so that every batch runs the same program.
             numbers = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)
@@ -137,6 +141,7 @@ def _draw_missing(
             if waiting:
                 done += _write(pool, folder, labels, seed, model, *waiting)
                 bar.count(done)
+                watchdog.beat(f"image {done:,}")
             waiting = started
         if waiting:
             done += _write(pool, folder, labels, seed, model, *waiting)
@@ -152,19 +157,27 @@ def _write(
     start: int,
     batch: Any,
 ) -> int:
-    """Returns how many images of a batch were written; the data are waited for here."""
-    images = np.asarray(jax.device_get(batch))
-    numbers = range(start, min(start + len(images), len(labels)))
+    """Returns how many images of a batch were written; the data are waited for here.
 
-    def write(number: int) -> None:
+    A process writes the rows that are its own: of those that several hold, one does.
+    """
+    rows = [
+        (start + (shard.index[0].start or 0) + i, image)
+        for shard in batch.addressable_shards
+        if shard.replica_id == 0
+        for i, image in enumerate(np.asarray(shard.data))
+    ]
+
+    def write(row: tuple[int, np.ndarray]) -> None:
+        number, image = row
         text = {"number": number, "label": int(labels[number]), "seed": seed}
         text["guidance"] = model.config.sample.guidance
         path = folder / IMAGES / _name(number)
         with Replacing(path) as file:
-            picture.save_png(images[number - start], file, text)
+            picture.save_png(image, file, text)
 
-    list(pool.map(write, numbers))
-    return len(numbers)
+    list(pool.map(write, [row for row in rows if row[0] < len(labels)]))
+    return min(len(batch), len(labels) - start)
 
 
 def _name(number: int) -> str:

@@ -1,13 +1,15 @@
 """What a config means here: system, devices and data, all checked before any long work."""
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxar import assembly, registry, sharding, tree
+from jaxar import assembly, axes, registry, sharding
 from jaxar import config as configs
 from jaxar.config import ConfigError
 
@@ -27,47 +29,66 @@ class Prepared:
     mesh: Mesh
 
 
-def prepare(config: Any, *, training: bool = False) -> Prepared:
+def prepare(
+    config: Any, *, training: bool = False, devices: Sequence[Any] | None = None
+) -> Prepared:
     """Returns system, autoencoder and mesh of a config, after all checks that need no data.
 
     Args:
       config: The whole config.
       training: Whether its batch must divide among the devices: that of samples is filled up.
+      devices: What to make the mesh of; all there are by default.
+
+    Raises:
+      ConfigError: one sentence on the first setting that cannot work.
+    """
+    system, network = build(config)
+    try:
+        mesh = sharding.make_mesh(config.mesh, devices)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    require_divisible(config, system, mesh.shape, training=training)
+    return Prepared(system, network, mesh)
+
+
+def build(config: Any) -> tuple[Any, Any]:
+    """Returns system and autoencoder of a config, after all checks that need neither data nor mesh.
 
     Raises:
       ConfigError: one sentence on the first setting that cannot work.
     """
     configs.check(config)
-    if jax.process_count() > 1:
-        raise ConfigError("jaxar runs in one process for now: start it on one host only.")
     registry.build("evaluation", config.evaluation)
-    system = assembly.build_system(config)
-    network = assembly.build_autoencoder(config)
-    try:
-        mesh = sharding.make_mesh(config.mesh)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    parts = sharding.batch_parts(mesh)
+    return assembly.build_system(config), assembly.build_autoencoder(config)
+
+
+def require_divisible(
+    config: Any, system: Any, sizes: Mapping[str, int], *, training: bool
+) -> None:
+    """Raises ConfigError where a mesh cannot share out the heads of a system, or its batch.
+
+    Args:
+      config: The whole config.
+      system: Of the config.
+      sizes: Of the mesh, by axis.
+      training: Whether the batch counts: that of samples is filled up.
+    """
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    tensor, heads = sizes["tensor"], axes.lengths(shapes, "heads")
+    if wrong := sorted(size for size in heads if size % tensor):
+        choices = sharding.divisors(math.gcd(*heads))
+        raise ConfigError(
+            f"config.mesh.tensor={tensor} does not divide {wrong[0]} attention heads: choose "
+            f"{' or '.join(map(str, sharding.nearest(tensor, choices)))}."
+        )
+    parts = sharding.batch_parts(sizes)
     if training and config.batch_size % parts:
         below = config.batch_size // parts * parts
         raise ConfigError(
-            f"config.batch_size={config.batch_size} does not divide among the {parts} devices of "
-            f"mesh.data x mesh.fsdp: choose {below or parts} or {below + parts}."
+            f"config.batch_size={config.batch_size} does not divide into the {parts} parts of "
+            f"mesh.slices x mesh.data x mesh.fsdp: choose "
+            f"{f'{below} or ' if below else ''}{below + parts}."
         )
-    return Prepared(system, network, mesh)
-
-
-def parameter_table(system: Any) -> str:
-    """Returns the table that --dry_run prints: path, shape and count of every parameter."""
-    shapes = tree.paths(jax.eval_shape(system.init, jax.random.key(0)))
-    rows = [(path, str(tuple(leaf.shape)), f"{leaf.size:,}") for path, leaf in shapes.items()]
-    total = sum(leaf.size for leaf in shapes.values())
-    rows += [("total", "", f"{total:,}")]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {number:>{widths[2]}}"
-        for name, shape, number in rows
-    )
 
 
 def open_source(config: Any, **changes: Any) -> Any:
@@ -159,5 +180,6 @@ def default_workdir(name: str) -> Path:
 def describe(mesh: Mesh) -> str:
     """Returns one line on the devices in use."""
     used = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    kind = jax.devices()[0].device_kind
-    return f"{mesh.size} of {jax.device_count()} {kind} ({used}), jax {jax.__version__}"
+    kind, processes = jax.devices()[0].device_kind, jax.process_count()
+    shared = f" in {processes} processes" if processes > 1 else ""
+    return f"{mesh.size} of {jax.device_count()} {kind}{shared} ({used}), jax {jax.__version__}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxar import checkpoint, picture, tree
+from jaxar import checkpoint, distributed, picture, tree
 from jaxar import config as configs
 from jaxar.api.loading import CONFIG, attached, load_autoencoder, require_same_run
 from jaxar.api.model import Autoencoder, Model
@@ -62,12 +62,12 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     def preview(params, ema, step):
         models = {"raw": model(params, step), "average": model(ema, step)}
         draw(models, folder / f"samples_{step:07}.png")
-        picture.curve(read_history(folder), folder / CURVE)
+        _draw_curve(folder)
 
     state = fit(system, source, config, folder, ready.mesh, preview)
     trained = model(state.ema, int(state.step))
     draw({"average": trained}, folder / SAMPLES)
-    picture.curve(read_history(folder), folder / CURVE)
+    _draw_curve(folder)
     say("curve", str(folder / CURVE))
     if not ends_with_evaluation(config):
         write_result(trained, folder, {})
@@ -101,6 +101,8 @@ def draw(
     first = next(iter(models.values()))
     show = {"samples": _samples, "reconstructions": _reconstructions}[first.system.shows]
     rows, columns, grids = show(models, labels, seed)
+    if not distributed.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if grids[0].shape[-1] in (1, 3):
         sheets = [picture.grid(images, columns=columns, rows=rows) for images in grids]
@@ -124,16 +126,22 @@ def write_result(model: Model, folder: Path, figures: dict[str, Any]) -> dict[st
         "training_loss": history[-1]["loss"] if history else None,
         **figures,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
-    say("written", str(folder / RESULT))
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+        say("written", str(folder / RESULT))
     return result
+
+
+def _draw_curve(folder: Path) -> None:
+    if distributed.first():
+        picture.curve(read_history(folder), folder / CURVE)
 
 
 def _require_same_weights(config: Any, autoencoder: Autoencoder, manifest: dict[str, Any]) -> None:
     """Raises ConfigError where cached latents were made by other weights than will decode them."""
     there = manifest.get("autoencoder_weights", {}).get("parameters_sha256")
-    here = tree.digest(autoencoder.params)
+    here = tree.digest(autoencoder.params, distributed.gathered)
     if there not in (None, here):
         raise ConfigError(
             f"The latents of {config.data.path} were made by an autoencoder whose parameters have "
@@ -168,7 +176,7 @@ def _reconstructions(models: dict[str, Model], labels: Sequence[int] | None, see
     columns = min(options.per_class, count)
     grids = []
     for model in models.values():
-        made = np.asarray(model.system.reconstruct(model.params, images))
+        made = distributed.gathered(model.system.reconstruct(model.params, images))
         lines = [slice(i, i + columns) for i in range(0, count - count % columns, columns)]
         pairs = [part for line in lines for part in (images[line], made[line])]
         grids.append(np.concatenate(pairs))
@@ -184,5 +192,7 @@ def _remember(config: Any, folder: Path) -> None:
     path = folder / CONFIG
     if path.exists() and checkpoint.exist(folder) and not checkpoint.converted(folder):
         require_same_run(config, configs.from_json(path.read_text()), folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(path, configs.to_json(config))
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(path, configs.to_json(config))
+    distributed.meet("the config is written")

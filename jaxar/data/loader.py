@@ -1,12 +1,13 @@
 """Batches as a pure function of the training step, so that resuming needs no stored state.
 
-Example j of step s in process p of P has, with b examples in the global batch, the position
+Row r of the batch of step s has, with b rows in a batch, the position
 
-    s b + p b / P + j.                                                                    (1)
+    s b + r.                                                                              (1)
 
 The record at a position is that of the shuffled order of its epoch, and everything random about it
-is drawn from a generator seeded by (seed, position). The same batches come out whatever the number
-of workers, threads and processes, and whatever the step at which reading starts.
+is drawn from a generator seeded by (seed, position). A process reads the rows that its devices
+hold. The same batches come out whatever the number of workers, threads and processes, and whatever
+the step at which reading starts.
 
 A record that cannot be read is replaced by the next one that can, by number. It is named once,
 counted, and too many of them end the run.
@@ -20,7 +21,7 @@ import hashlib
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,7 @@ def batches(
     seed: int,
     start: int = 0,
     workers: int = 0,
-    process: int = 0,
-    processes: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Iterator[Batch]:
     """Returns the endless batches of the steps start, start + 1, ...
@@ -60,8 +60,7 @@ def batches(
       start: Step of the first batch.
       workers: Processes that read; 0 reads in threads of this one. With workers a script needs the
         `if __name__ == "__main__"` guard, as they start by importing it.
-      process: Number of this process.
-      processes: Processes that share the batch; each gets its part of it.
+      rows: Rows of each batch that are wanted here, each in [0, batch_size); all by default.
       max_bad_fraction: Part of the records that may be unreadable.
 
     Raises:
@@ -70,21 +69,15 @@ def batches(
     """
     if not len(source):
         raise ValueError("The data set has no records.")
-    if batch_size < 1 or batch_size % processes:
-        raise ValueError(f"batch_size={batch_size} has to be a multiple of processes={processes}.")
-    if not 0 <= process < processes:
-        raise ValueError(f"process={process} has to lie in 0 to {processes - 1}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} has to be at least 1.")
+    wanted = tuple(range(batch_size)) if rows is None else tuple(int(row) for row in rows)
+    if not wanted or min(wanted) < 0 or max(wanted) >= batch_size:
+        raise ValueError(f"rows={wanted} have to be some in 0 to {batch_size - 1}.")
     if seed < 0 or start < 0 or workers < 0:
         raise ValueError(f"seed={seed}, start={start} and workers={workers} cannot be negative.")
-    local = batch_size // processes
-    reader = _Reader(
-        source=source,
-        seed=seed,
-        stride=batch_size,
-        first=process * local,
-        count=local,
-        order=_Shuffled(len(source), seed),
-    )
+    order = _Shuffled(len(source), seed)
+    reader = _Reader(source=source, seed=seed, stride=batch_size, rows=wanted, order=order)
     return _iterate(reader, range(start, sys.maxsize), workers, max_bad_fraction)
 
 
@@ -105,7 +98,8 @@ def epoch(
     """
     if not len(source) or batch_size < 1:
         raise ValueError(f"{len(source)} records cannot be read in batches of {batch_size}.")
-    reader = _Reader(source=source, seed=seed, stride=batch_size, first=0, count=batch_size)
+    rows = tuple(range(batch_size))
+    reader = _Reader(source=source, seed=seed, stride=batch_size, rows=rows)
     return _iterate(reader, range(-(-len(source) // batch_size)), 0, max_bad_fraction)
 
 
@@ -156,16 +150,14 @@ class _Reader:
     source: Source
     seed: int
     stride: int
-    first: int
-    count: int
+    rows: tuple[int, ...]
     order: _Shuffled | None = None
 
     def __call__(self, step: int) -> tuple[Batch | None, list[tuple[int, str]]]:
         """Returns (batch, bad): None in place of a batch that cannot be filled, and who is bad."""
-        begin = step * self.stride + self.first
-        positions = range(begin, begin + self.count)
+        positions = [step * self.stride + row for row in self.rows]
         if self.order is None:
-            positions = positions[: len(self.source) - begin]
+            positions = [position for position in positions if position < len(self.source)]
         examples, bad = [], []
         for position in positions:
             record = self.order(position) if self.order else position

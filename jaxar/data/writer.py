@@ -1,13 +1,14 @@
 """Writing the folder that `latents.LatentRecords` reads, shard after shard, whatever happens.
 
-A shard takes its name when it is whole; what belongs to it (its labels, how far the source was
-read) stands in a hidden file beside it. Writing that was cut short goes on after the last whole
-shard. The manifest comes last: a folder with a manifest is a whole one.
+A shard takes its name when it is whole; what belongs to it (its labels, what was left out) stands
+in a hidden file beside it, with the settings. Writing that was cut short goes on with the shards
+that are missing. The manifest comes last: a folder with a manifest is a whole one.
 """
 
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,15 +23,13 @@ from jaxar.tree import changes
 Example = tuple[np.ndarray, np.ndarray | None, int]
 """Moments (h, w, 2c), those of the mirror image or None, and a label."""
 
-_PROGRESS = ".progress.json"
+_STATE_NAME = r"\.latents-(\d+)\.json"
 
 
 class LatentWriter:
-    """Writes latents; opened again on a folder that is not finished, it knows how far that is.
+    """Writes latents; opened again on a folder that is not finished, it knows what is there.
 
-    Attributes:
-      read: Records of the source that the whole shards have taken.
-      left_out: Why records of the source are in none of them, a line each.
+    Shards are numbered and independent: several processes may write different ones.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class LatentWriter:
         layout: Layout,
         *,
         num_classes: int,
+        shard_size: int,
         facts: Mapping[str, Any] | None = None,
     ):
         """Opens the folder, or creates it.
@@ -47,6 +47,7 @@ class LatentWriter:
           path: Folder without a manifest.
           layout: What a record is.
           num_classes: Labels have to lie in [0, num_classes).
+          shard_size: Records of the source in a shard, whether it holds them all or not.
           facts: More entries of the manifest that JSON can hold, such as the autoencoder. A folder
             that was begun with others is refused.
 
@@ -59,6 +60,7 @@ class LatentWriter:
                 f"{self._root} already holds latents: choose another folder or remove it."
             )
         os.makedirs(self._root, exist_ok=True)
+        self.shard_size = shard_size
         self._facts = {
             **json.loads(json.dumps(facts or {})),
             "format": FORMAT,
@@ -67,19 +69,25 @@ class LatentWriter:
             "flip": layout.flip,
             "num_classes": num_classes,
         }
-        self._shards: list[dict[str, Any]] = []
-        self.left_out: list[str] = []
-        self.read = 0
-        self._resume()
+        self._require_same_settings()
+
+    def whole(self) -> list[int]:
+        """Returns the numbers of the shards that are there, in order."""
+        names = (re.fullmatch(_STATE_NAME, name) for name in os.listdir(self._root))
+        return sorted(int(name[1]) for name in names if name)
+
+    def left_out(self) -> list[str]:
+        """Returns why records of the source are in none of the shards, a line each."""
+        return [line for number in self.whole() for line in self._state(number)["left_out"]]
 
     def write_shard(
-        self, examples: Iterable[Example], *, read: int, left_out: Sequence[str] = ()
+        self, examples: Iterable[Example], *, number: int, left_out: Sequence[str] = ()
     ) -> None:
         """Writes one shard and remembers it.
 
         Args:
           examples: Its records.
-          read: Records of the source behind it, with all shards before.
+          number: Of the shard: it holds the records of the source from number x shard_size on.
           left_out: Why records of the source are not in it, a line each; read once the examples
             are exhausted.
 
@@ -88,23 +96,19 @@ class LatentWriter:
         """
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        name = f"latents-{len(self._shards):05d}.array_record"
+        name = f"latents-{number:05d}.array_record"
         path, hidden = self._path(name), self._path(f".{name}.partial")
         writer, labels = ArrayRecordWriter(hidden, "group_size:1"), []
         for moments, mirrored, label in examples:
-            where = f"latent {sum(s['count'] for s in self._shards) + len(labels)}"
+            where = f"latent {number * self.shard_size + len(labels)}"
             check_labels(np.atleast_1d(label), self._classes, where)
             writer.write(self._layout.encode(moments, mirrored, label))
             labels.append(int(label))
         writer.close()
         os.replace(hidden, path)
-        self._shards.append(
-            {"name": name, "count": len(labels), "bytes": os.path.getsize(path), "labels": labels}
-        )
-        self.left_out += left_out
-        self.read = read
-        state = dict(facts=self._facts, shards=self._shards, left_out=self.left_out, read=self.read)
-        replace_text(self._path(_PROGRESS), json.dumps(state))
+        state = {"name": name, "count": len(labels), "bytes": os.path.getsize(path)}
+        state |= {"labels": labels, "left_out": list(left_out), "settings": self._settings}
+        replace_text(self._path(_state_name(number)), json.dumps(state))
 
     def finish(self) -> int:
         """Returns the number of latents, after writing labels and manifest.
@@ -112,7 +116,9 @@ class LatentWriter:
         Raises:
           ValueError: nothing was written.
         """
-        labels = np.concatenate([shard.pop("labels") for shard in self._shards] or [[]])
+        numbers, left_out = self.whole(), self.left_out()
+        shards = [self._state(number) for number in numbers]
+        labels = np.concatenate([shard.pop("labels") for shard in shards] or [[]])
         if not len(labels):
             raise ValueError(f"There are no latents to write to {self._root}.")
         stored = labels.astype(np.int32)
@@ -122,32 +128,39 @@ class LatentWriter:
             **self._facts,
             "count": len(stored),
             "counts": np.bincount(stored, minlength=self._classes).tolist(),
-            "left_out": self.left_out,
+            "left_out": left_out,
             "labels_crc32": zlib.crc32(stored.tobytes()),
-            "shards": self._shards,
+            "shards": [{key: shard[key] for key in ("name", "count", "bytes")} for shard in shards],
         }
         replace_text(self._path(MANIFEST), json.dumps(manifest, indent=1))
-        os.remove(self._path(_PROGRESS))
+        for number in numbers:
+            os.remove(self._path(_state_name(number)))
         return len(stored)
 
-    def _resume(self) -> None:
-        """Takes over the whole shards that an earlier writer left."""
-        path = self._path(_PROGRESS)
-        if not os.path.exists(path):
-            return
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
-        changed = changes(self._facts, state["facts"])
-        if changed:
-            raise ValueError(
-                f"{self._root} was begun with other settings ({'; '.join(changed)}): choose "
-                "another folder or remove it."
-            )
-        self._shards, self.left_out = state["shards"], state["left_out"]
-        self.read = state["read"]
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {**self._facts, "shard_size": self.shard_size}
+
+    def _require_same_settings(self) -> None:
+        """Raises ValueError where shards that are there were written with other settings."""
+        for number in self.whole()[:1]:
+            changed = changes(self._settings, self._state(number)["settings"])
+            if changed:
+                raise ValueError(
+                    f"{self._root} was begun with other settings ({'; '.join(changed)}): choose "
+                    "another folder or remove it."
+                )
+
+    def _state(self, number: int) -> dict[str, Any]:
+        with open(self._path(_state_name(number)), encoding="utf-8") as file:
+            return json.load(file)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._root, name)
+
+
+def _state_name(number: int) -> str:
+    return f".latents-{number:05d}.json"
 
 
 def write_latents(
@@ -178,10 +191,11 @@ def write_latents(
     if first is None:
         raise ValueError(f"There are no latents to write to {os.path.expanduser(path)}.")
     layout = Layout(np.shape(first[0]), dtype, first[1] is not None)
-    writer = LatentWriter(path, layout, num_classes=num_classes, facts=extra)
-    rest = itertools.islice(itertools.chain([first], examples), writer.read, None)
-    for shard in _chunks(rest, shard_size):
-        writer.write_shard(shard, read=writer.read + len(shard))
+    writer = LatentWriter(path, layout, num_classes=num_classes, shard_size=shard_size, facts=extra)
+    there = writer.whole()
+    for number, shard in enumerate(_chunks(itertools.chain([first], examples), shard_size)):
+        if number not in there:
+            writer.write_shard(shard, number=number)
     return writer.finish()
 
 

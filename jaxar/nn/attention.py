@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxar.axes import hold
 from jaxar.nn.layers import Initial, Linear, dropout, split_or_none, xavier_uniform
 from jaxar.nn.module import Module, Param
 from jaxar.nn.rope import rotate
@@ -35,6 +36,7 @@ def attend(
       rate: Dropout of the weights, where a key is given.
       key: Randomness of the dropout.
     """
+    q, k, v = (hold(x, "batch", None, "heads") for x in (q, k, v))
     logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32)
     logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:

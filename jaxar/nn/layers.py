@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.axes import hold
 from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float
 
@@ -165,7 +166,8 @@ class MLP(Module):
     ) -> Float[Array, "... d"]:
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
-        hidden = dropout(self.activation(self.up(x)), rate, inner)
+        hidden = hold(self.activation(self.up(x)), ..., "mlp")
+        hidden = dropout(hidden, rate, inner)
         return dropout(self.down(hidden), rate, outer)
 
 
@@ -188,7 +190,7 @@ class GatedMLP(Module):
     ) -> Float[Array, "b n d"]:
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
-        hidden = gelu(self.gate(x)) * self.up(x)
+        hidden = hold(gelu(self.gate(x)) * self.up(x), ..., "mlp")
         return dropout(self.down(dropout(hidden, rate, inner)), rate, outer)
 
 

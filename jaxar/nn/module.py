@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from jaxar.axes import GATHERED, gathered, gathers
 from jaxar.tree import differences
 from jaxar.typing import Array, Params
 
@@ -54,16 +55,62 @@ def bind(template: M, params: Params) -> M:
     problems = differences(params, params_of(template))
     if problems:
         raise ValueError("These parameters are not of this module: " + "; ".join(problems))
-    return nnx.merge(nnx.graphdef(template), params)
+    return nnx.merge(nnx.graphdef(template), gathered(params, spared=_stacks(template)))
+
+
+def _stacks(template: nnx.Module) -> tuple[str, ...]:
+    """Returns the paths of stacked modules, which `scan` gathers layer by layer."""
+    nodes = nnx.iter_graph(template)
+    return tuple(
+        "/".join(map(str, path)) + "/"
+        for path, node in nodes
+        if isinstance(node, nnx.Module) and getattr(node, "stacked", False)
+    )
 
 
 def stack(make: Callable[[Array], M], depth: int, key: Array) -> M:
     """Returns one module whose arrays carry a leading layer axis, made by `make(key)`."""
-    return jax.vmap(make)(jax.random.split(key, depth))
+    module = jax.vmap(make)(jax.random.split(key, depth))
+    setattr(module, "stacked", True)  # noqa: B010 -- of Flax's own class
+    return module
 
 
-def scan(body: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, *, remat: bool = False):
-    """Returns `lax.scan(body, carry, xs)`; with remat, inner values are computed anew backwards."""
+def scan(
+    body: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    *,
+    remat: bool = False,
+    dtype: Any = None,
+):
+    """Returns `lax.scan(body, carry, xs)`, one layer after the other.
+
+    A layer's parameters are gathered when its turn comes, and anew for the backward pass: no device
+    ever holds more than one layer whole.
+
+    Args:
+      body: body(carry, layer) -> (carry, output).
+      carry: What goes from layer to layer.
+      xs: What belongs to the layers: stacked modules, and arrays with a leading layer axis.
+      remat: Whether inner values are computed anew for the backward pass.
+      dtype: What the kernels of the modules are used in.
+    """
+
+    def layer(carry, x):
+        return body(carry, jax.tree.map(whole, x, is_leaf=_is_module))
+
+    def whole(part):
+        if not _is_module(part) or not gathers():
+            return part
+        return nnx.merge(nnx.graphdef(part), gathered(params_of(part), dtype))
+
     if remat:
-        body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, carry, xs)
+        layer = jax.checkpoint(layer, prevent_cse=False)
+    elif gathers():
+        policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+    return jax.lax.scan(layer, carry, xs)
+
+
+def _is_module(part: Any) -> bool:
+    return isinstance(part, nnx.Module)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxar.axes import hold
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, KeyValue
 from jaxar.nn.module import Module, Param, scan, stack
@@ -100,7 +101,7 @@ class Block(Module):
         """
         sizes, dtype, rates = shared.sizes, shared.dtype, shared.rates
         first, second, third, fourth = layers.split_or_none(key, 4)
-        vectors = self.modulation(condition, dtype)
+        vectors = hold(self.modulation(condition, dtype), "batch")
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = jnp.moveaxis(vectors, 2, 0)
 
         y = layers.per_segment(layers.modulate, self.norm(x), (scale_1, shift_1), sizes)
@@ -204,12 +205,14 @@ class Transformer(Module):
         def body(x, layer):
             block, cache, key, path_rate = layer
             x, keys_values = block(x, condition, shared, cache=cache, path_rate=path_rate, key=key)
-            return x, keys_values if shared.collect else None
+            return hold(x, "batch"), keys_values if shared.collect else None
 
-        return scan(body, x, (self.blocks, cache, keys, path_rates), remat=shared.remat)
+        stacked = (self.blocks, cache, keys, path_rates)
+        return scan(body, hold(x, "batch"), stacked, remat=shared.remat, dtype=shared.dtype)
 
     def empty_cache(self, batch: int, tokens: int, dtype: Any) -> KeyValue:
         """Returns keys and values of zeros, with room for `tokens` tokens in every layer."""
         heads, head = self.blocks.attention.qkv.kernel.shape[-2:]  # pyright: ignore
         shape = (self.depth, batch, tokens, heads, head)
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        cache = hold(jnp.zeros(shape, dtype), None, "batch", None, "heads")
+        return cache, cache

@@ -1,6 +1,5 @@
 """The loop around the step: data in, state forward, checkpoints and pictures out."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,20 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import checkpoint, sharding, tree
+from jaxar import checkpoint, distributed, sharding, tree
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.data import loader
 from jaxar.keys import key_for
 from jaxar.system import Trainable
+from jaxar.training.interruption import Interruption
 from jaxar.training.optim import make_optimizer
 from jaxar.training.progress import Progress
 from jaxar.training.state import TrainState, init_state
 from jaxar.training.step import compile_step, make_step
 from jaxar.typing import Params
-
-INTERRUPTED = 42
-"""Exit code of a run that was told to stop, saved its state and can be started again."""
 
 PATIENCE = 20
 """So many skipped updates in a row, seen at a log interval, end a run."""
@@ -59,7 +56,8 @@ def fit(
     Raises:
       ConfigError: the checkpoint in `workdir` is of another model or of other data.
       DivergedError: `PATIENCE` updates in a row were not finite.
-      SystemExit: with code 42 after SIGTERM or SIGINT, when the state is saved.
+      SystemExit: with code 42 after SIGTERM or SIGINT, when the state is saved; with several
+        processes in all of them, at the same step.
     """
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
     checkpoints = checkpoint.Checkpoints(
@@ -78,18 +76,20 @@ def fit(
         seed=config.seed,
         start=start,
         workers=config.workers,
+        rows=sharding.rows_here(mesh, config.batch_size),
     )
-    waiting = _Waiting(map(_placer(mesh), batches))
+    waiting = _Waiting(map(sharding.spread(mesh, config.batch_size), batches))
     batch = next(waiting)
     began = time.monotonic()
     step = make_step(system, optimizer, ema=config.ema, seed=config.seed)
     compiled = compile_step(step, state, batch, mesh)
     say("compile", f"training step in {time.monotonic() - began:.1f} s")
 
-    progress = Progress(workdir, start=start, steps=config.steps)
+    writes = distributed.first()
+    progress = Progress(workdir, start=start, steps=config.steps, writes=writes)
     pending: list[dict[str, Any]] = []
     skips = _Skips(int(state.skipped))
-    with _Interruption() as interruption:
+    with Interruption() as interruption, distributed.Watchdog("training") as watchdog:
         waiting.take()
         clock = time.monotonic()
         for now in range(start + 1, config.steps + 1):
@@ -104,16 +104,21 @@ def fit(
                 progress.update(_summary(now, values, seconds, config.batch_size, waiting.take()))
                 skips.count(len(values), int(values[-1]["skipped"]), now)
                 pending, clock = [], time.monotonic()
-            if now % config.checkpoint.every == 0 or last or interruption.asked:
-                checkpoints.save(now, state, record)
-            if interruption.asked and not last:
-                checkpoints.wait()
+            watchdog.beat(f"step {now:,}")
+            stop = interruption.asked(now)
+            if now % config.checkpoint.every == 0 or last or stop:
+                with watchdog.slow():
+                    checkpoints.save(now, state, record)
+                    if stop:
+                        checkpoints.wait()
+            if stop and not last:
                 progress.interrupt()
                 say("stopped", f"step {now:,} is saved; the same command goes on from here")
-                raise SystemExit(INTERRUPTED)
+                raise SystemExit(distributed.INTERRUPTED)
             if config.sample.every and now % config.sample.every == 0 and not last:
                 progress.interrupt()
-                preview(state.params, state.ema, now)
+                with watchdog.slow():
+                    preview(state.params, state.ema, now)
                 clock = time.monotonic()
             if not last:
                 batch = next(waiting)
@@ -151,14 +156,6 @@ def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainSta
         )
     say("resume", f"from step {latest:,} in {checkpoints.folder.parent}")
     return checkpoints.restore(latest, checkpoint.placed(shapes, places)), latest
-
-
-def _placer(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
-    """Returns the function that puts this process's part of a batch on its devices."""
-    place = sharding.batch_sharding(mesh)
-    return lambda batch: {
-        name: jax.make_array_from_process_local_data(place, value) for name, value in batch.items()
-    }
 
 
 def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
@@ -218,27 +215,3 @@ class _Waiting:
         """Returns the seconds waited since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
-
-
-class _Interruption:
-    """Turns the first SIGTERM or SIGINT into a request; a second one acts at once."""
-
-    def __init__(self):
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self):
-        def ask(number, frame):
-            self.asked = True
-            signal.signal(number, self._before[number] or signal.SIG_DFL)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, ask)
-            except ValueError:  # not the main thread: a notebook's worker, a test
-                break
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

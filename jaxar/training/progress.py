@@ -13,19 +13,28 @@ METRICS = "metrics.jsonl"
 class Progress:
     """Prints the progress of a loop and keeps its history in `metrics.jsonl`."""
 
-    def __init__(self, workdir: Path, *, start: int, steps: int):
-        """Reads the history up to step `start`, so that a resumed run has one history."""
-        self.steps = steps
+    def __init__(self, workdir: Path, *, start: int, steps: int, writes: bool = True):
+        """Reads the history up to step `start`, so that a resumed run has one history.
+
+        Args:
+          workdir: Directory of the run.
+          start: Step at which the loop begins.
+          steps: Step at which it ends.
+          writes: Whether this process keeps the file; one of a job does.
+        """
+        self.steps, self._writes = steps, writes
         self.path = workdir / METRICS
         self.history = [r for r in read_history(workdir) if r["step"] <= start]
-        replace_text(self.path, "".join(json.dumps(r) + "\n" for r in self.history))
+        if writes:
+            replace_text(self.path, "".join(json.dumps(r) + "\n" for r in self.history))
         self._bar = Bar("train", steps, start=start)
 
     def update(self, record: dict[str, Any]) -> None:
         """Shows and stores the record of one interval; it has "step", "loss", "images_per_s"."""
         self.history.append(record)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        if self._writes:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
         text = (
             f"step {record['step']:,}/{self.steps:,}  loss {record['loss']:.4f}  "
             f"{record['images_per_s']:,.0f} images/s  data wait {record['data_wait']:.1%}  "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxar import axes
 from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated, shardings
 from jaxar.system import Trainable
@@ -38,6 +39,7 @@ def make_step(
         (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
             state.params, batch, key
         )
+        gradients = axes.placed(gradients)
         norm = optax.tree.norm(gradients)
         updates, moved = optimizer.update(gradients, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
@@ -56,7 +58,9 @@ def make_step(
     return step
 
 
-def compile_step(step: Step, state: TrainState, batch: Batch, mesh: Mesh) -> jax.stages.Compiled:
+def compile_step(
+    step: Step, state: TrainState, batch: dict[str, Any], mesh: Mesh
+) -> jax.stages.Compiled:
     """Returns the step compiled for these shapes on the mesh; the state's memory is reused.
 
     Args:
@@ -72,4 +76,5 @@ def compile_step(step: Step, state: TrainState, batch: Batch, mesh: Mesh) -> jax
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch).compile()
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, batch).compile()

@@ -1,0 +1,269 @@
+"""What a compiled program does on one chip: operations, memory traffic, cycles.
+
+    time by cycles = sum over instructions of the compiler's cycles x turns / clock              (1)
+    roofline       = sum of max(operations / peak rate, bytes of HBM / bandwidth) x turns        (2)
+
+Both leave collectives out; see `communication`.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from launch.chips import Chip
+from launch.communication import Collective, Talk, kind_of
+from launch.hlo import Computation, Instruction, Program, Shape, operand
+
+SLICES_OF = ("dynamic-slice", "slice", "gather")
+FREE = {
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call"),
+    *("conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "async-start"),
+    *("send", "recv"),
+}
+"""Instructions that move nothing by themselves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Sums over one run of a program on one chip.
+
+    Attributes:
+      flops: Operations of matrix products and convolutions, 2 for multiply and add.
+      traffic: Bytes read from and written to main memory.
+      cycles: Of the compiler, or 0 where it gives none, as for CPUs.
+      roofline: Seconds by (2).
+      collectives: By kind and axes.
+      heaviest: (part of the program, share of the cycles), the most expensive first.
+      unknown: What could not be counted: loops of unknown turns, kernels of unknown operations.
+    """
+
+    flops: float
+    traffic: float
+    cycles: int
+    roofline: float
+    collectives: tuple[Collective, ...]
+    heaviest: tuple[tuple[str, float], ...]
+    unknown: tuple[str, ...]
+
+
+def measure(program: Program, chip: Chip, devices: np.ndarray, axes: Sequence[str]) -> Costs:
+    """Returns the costs of a program.
+
+    Args:
+      program: As compiled for the mesh.
+      chip: What it runs on.
+      devices: The mesh's devices, one dimension for each axis.
+      axes: Names of the mesh's axes.
+    """
+    total = traffic = roofline = 0.0
+    cycles: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    talk = Talk(chip, devices, axes)
+    for instruction, computation, times, known in program.walk():
+        work, moved = 0.0, 0.0
+        if not instruction.op.endswith("-done"):
+            work = flops(program, instruction, computation)
+            moved = hbm_bytes(program, instruction, computation)
+            talk.hear(program, instruction, computation, times, known)
+        if work is None:
+            work = 0.0
+            unknown[f"operations of a kernel: {instruction.source or instruction.name}"] += 1
+        if instruction.op == "while" and program.turns(instruction, computation) is None:
+            unknown[f"turns of a loop, counted once: {instruction.source}"] += 1
+        total += times * work
+        traffic += times * moved
+        roofline += times * max(work / chip.flops, moved / chip.bandwidth)
+        if instruction.cycles:
+            cycles[_part(instruction)] += times * instruction.cycles
+    clock = sum(cycles.values())
+    return Costs(
+        flops=total,
+        traffic=traffic,
+        cycles=clock,
+        roofline=roofline,
+        collectives=talk.grouped(),
+        heaviest=tuple((part, count / clock) for part, count in cycles.most_common(12)),
+        unknown=tuple(unknown),
+    )
+
+
+# Operations.
+
+
+def flops(program: Program, instruction: Instruction, computation: Computation) -> float | None:
+    """Returns operations of the matrix products in an instruction; None for an unknown kernel."""
+    if instruction.op == "custom-call" and "tpu_custom_call" in instruction.attributes:
+        said = re.search(r'"?flops"?:\s*"?(\d+)', instruction.attributes)
+        return float(said.group(1)) if said else None
+    own = _products(instruction, computation)
+    return own + sum(_products(*inner) for inner in program.inside(instruction))
+
+
+def _products(instruction: Instruction, computation: Computation) -> float:
+    if instruction.op == "dot":
+        left = operand(computation, instruction, 0)
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        contracted = [int(axis) for axis in axes.group(1).split(",") if axis] if axes else []
+        inner = prod(left.dims[axis] for axis in contracted)
+        return 2.0 * prod(instruction.shapes[0].dims) * inner
+    if instruction.op == "convolution":
+        return _convolution(instruction, computation)
+    return 0.0
+
+
+def _convolution(instruction: Instruction, computation: Computation) -> float:
+    """Returns 2 x products; those with padding and with zeros between values do not count.
+
+    TPUs write batched matrix products as convolutions whose windows mostly see padding.
+    """
+    text = instruction.attributes
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+    if not labels:
+        return 0.0
+    left_labels, right_labels, out_labels = labels.groups()
+    left = dict(zip(left_labels, operand(computation, instruction, 0).dims, strict=True))
+    right = dict(zip(right_labels, operand(computation, instruction, 1).dims, strict=True))
+    out = dict(zip(out_labels, instruction.shapes[0].dims, strict=True))
+    spatial = sorted(label for label in out if label.isdigit())
+    window = _window(text, len(spatial))
+    positions = 1
+    for number, axis in enumerate(spatial):
+        positions *= _positions(left[axis], right[axis], out[axis], **window[number])
+    return 2.0 * positions * left["b"] * left["f"] * out["f"] / (
+        _count(text, "feature_group_count") * _count(text, "batch_group_count")
+    )  # fmt: skip
+
+
+def _positions(
+    size: int, kernel: int, out: int, stride: int, low: int, left: int, right: int
+) -> int:
+    """Returns how many pairs of output and kernel place meet a value of the input."""
+    at = np.arange(out)[:, None] * stride - low + np.arange(kernel)[None] * right
+    return int(((at >= 0) & (at <= (size - 1) * left) & (at % left == 0)).sum())
+
+
+def _window(text: str, axes: int) -> list[dict[str, int]]:
+    def values(name: str, default: str) -> list[str]:
+        found = re.search(rf"window=\{{[^}}]*?\b{name}=([\dx_\-]+)", text)
+        return found.group(1).split("x") if found else [default] * axes
+
+    return [
+        dict(stride=int(s), low=int(p.split("_")[0]), left=int(a), right=int(b))
+        for s, p, a, b in zip(
+            values("stride", "1"),
+            values("pad", "0_0"),
+            values("lhs_dilate", "1"),
+            values("rhs_dilate", "1"),
+            strict=True,
+        )
+    ]
+
+
+def _count(text: str, name: str) -> int:
+    found = re.search(rf"{name}=(\d+)", text)
+    return int(found.group(1)) if found else 1
+
+
+# Memory traffic.
+
+
+def hbm_bytes(program: Program, instruction: Instruction, computation: Computation) -> float:
+    """Returns bytes an instruction reads from and writes to main memory.
+
+    Of an operand that is only sliced, the slices count; of a result that is an operand with a part
+    replaced, the part. What lives in a TPU's vector memory costs nothing here.
+    """
+    op = instruction.op
+    if op in FREE or op.endswith("-done") or kind_of(instruction):
+        return 0.0
+    if op in ("copy-start", "slice-start"):
+        # Result and source, one of them in vector memory; only what arrives is moved.
+        arrives = min(instruction.shapes[:2], key=lambda shape: shape.bytes)
+        return float(sum(arrives.bytes for s in instruction.shapes[:2] if s.space == 0))
+    inner = program.computations[instruction.called[0]] if op == "fusion" else None
+    if inner is None and op == "custom-call" and "tpu_custom_call" not in instruction.attributes:
+        return 0.0  # buffers and annotations
+    total = 0.0
+    for number in range(len(instruction.operands)):
+        shape = operand(computation, instruction, number)
+        if shape.space == 0:
+            total += _read(inner, instruction, number, shape)
+    for number, shape in enumerate(instruction.shapes):
+        if shape.space == 0:
+            total += _written(inner, instruction, computation, number, shape)
+    return total
+
+
+def _read(inner: Computation | None, instruction: Instruction, number: int, shape: Shape) -> float:
+    if inner is None:
+        if instruction.op in SLICES_OF and number == 0:
+            return float(instruction.shapes[0].bytes)
+        if instruction.op == "dynamic-update-slice" and number == 0:
+            return 0.0
+        return float(shape.bytes)
+    names = [i.name for i in inner.values() if i.op == "parameter" and i.operands == (str(number),)]
+    if not names:
+        return float(shape.bytes)
+    total = 0.0
+    for user in _users(inner, names[0]):
+        if user.op in SLICES_OF:
+            total += user.shapes[0].bytes
+        elif not (user.op == "dynamic-update-slice" and _is_first(inner, user, names[0])):
+            return float(shape.bytes)
+    return min(total, float(shape.bytes))
+
+
+def _written(
+    inner: Computation | None,
+    instruction: Instruction,
+    computation: Computation,
+    number: int,
+    shape: Shape,
+) -> float:
+    if inner is None:
+        if instruction.op == "dynamic-update-slice":
+            return float(operand(computation, instruction, 1).bytes)
+        return float(shape.bytes)
+    root = next(i for i in inner.values() if i.root)
+    if root.op == "tuple":
+        root = inner[root.operands[number]]
+    while root.op in ("bitcast", "copy") and root.operands[0] in inner:
+        root = inner[root.operands[0]]
+    if root.op == "dynamic-update-slice":
+        return float(inner[root.operands[1]].shapes[0].bytes)
+    return float(shape.bytes)
+
+
+def _users(inner: Computation, name: str) -> list[Instruction]:
+    """Returns what uses a value, behind bitcasts."""
+    users = []
+    for instruction in inner.values():
+        if name in instruction.operands:
+            seen = _users(inner, instruction.name) if instruction.op == "bitcast" else [instruction]
+            users += seen
+    return users
+
+
+def _is_first(inner: Computation, user: Instruction, name: str) -> bool:
+    first = inner[user.operands[0]]
+    while first.op == "bitcast":
+        first = inner[first.operands[0]]
+    return first.name == name
+
+
+def _part(instruction: Instruction) -> str:
+    """Returns a short name of the traced operation: what it is, and whether of the backward pass.
+
+    "jit(step)/transpose(jvp())/while/body/checkpoint/dot_general" is "dot_general, backward".
+    """
+    words = instruction.source.split("/")
+    phase = "forward" if "jvp" in instruction.source else ""
+    if "rematted_computation" in words:
+        phase = "computed again"
+    elif "transpose" in instruction.source:
+        phase = "backward"
+    return ", ".join(word for word in (words[-1] or instruction.op, phase) if word)

@@ -1,0 +1,236 @@
+"""The programs of a config, compiled for devices that are not there.
+
+They are those of `jaxar.training.step` and `jaxar.api.model`, given shapes with their shardings in
+place of arrays. The memory that a real run takes beside them: batches that wait (a few MB) and what
+the runtime keeps for itself.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxar import assembly, checkpoint, sharding
+from jaxar.api import setup
+from jaxar.api.loading import attached
+from jaxar.api.model import Autoencoder, Origin, sampler
+from jaxar.nn.module import params_of
+from jaxar.training.optim import make_optimizer
+from jaxar.training.state import init_state
+from jaxar.training.step import compile_step, make_step
+from launch.chips import LaunchError, Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A program, or what the compiler said instead.
+
+    Attributes:
+      mesh: Of the devices it is for.
+      batch: Images in one run of it, one step or one sampling, on all devices.
+      operations: Of the traced algorithm over all devices: see `count_operations`.
+      state: Bytes on one device of what it is given, by the table of shardings.
+      seconds: Of compiling, tracing included.
+      compiled: None where it does not fit.
+      problem: The compiler's message where it does not fit.
+    """
+
+    mesh: Mesh
+    batch: int
+    operations: float
+    state: int
+    seconds: float
+    compiled: Any
+    problem: str = ""
+
+
+def topology_devices(topology: Topology) -> Sequence[Any]:
+    """Returns devices of a topology, for the compiler only.
+
+    Raises:
+      LaunchError: the TPU compiler is not installed, or does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    more: dict[str, Any] = dict(topology.chip.options)
+    if topology.slices > 1:
+        more["num_slices"] = topology.slices
+    name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
+    except Exception as error:
+        text = str(error).splitlines()[0]
+        if "not installed" in text:
+            raise LaunchError(MISSING) from error
+        raise LaunchError(f"The TPU compiler refuses {topology.name}: {text}") from error
+
+
+MISSING = (
+    "The TPU compiler is not installed: pip install 'jaxar[aot]', in an environment of its own, as "
+    "JAX looks for a TPU wherever it finds libtpu."
+)
+
+
+def train_step(config: Any, devices: Sequence[Any]) -> Made:
+    """Returns the training step of a config, compiled.
+
+    Raises:
+      ConfigError: a setting cannot work on these devices.
+    """
+    ready = setup.prepare(config, training=True, devices=devices)
+    system = _complete(ready)
+    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
+    state = jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
+    batch = {
+        "data": jax.ShapeDtypeStruct((config.batch_size, *system.shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+    }
+    step = make_step(system, optimizer, ema=config.ema, seed=config.seed)
+
+    def loss(params, batch, count):
+        return system.loss(params, {**batch, "step": count}, jax.random.key(0))[0]
+
+    return _made(
+        lambda: compile_step(step, state, batch, ready.mesh),
+        mesh=ready.mesh,
+        batch=config.batch_size,
+        operations=3 * count_operations(jax.make_jaxpr(loss)(state.params, batch, state.step)),
+        state=bytes_a_device(state, ready.mesh),
+    )
+
+
+def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
+    """Returns the sampler of a config, its decoder included, compiled.
+
+    Raises:
+      ConfigError: a setting cannot work on these devices.
+      LaunchError: the system does not sample, or the batch does not divide among the devices.
+    """
+    ready = setup.prepare(config, devices=devices)
+    parts = sharding.batch_parts(ready.mesh)
+    if ready.system.shows != "samples":
+        raise LaunchError(f"{config.name} reconstructs its data and has no sampler: --what=train.")
+    if batch % parts:
+        raise LaunchError(
+            f"--batch={batch} does not divide among the {parts} devices that share a batch: choose "
+            f"{max(batch // parts, 1) * parts} or {(batch // parts + 1) * parts}."
+        )
+    system = _complete(ready)
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    decoder = {} if ready.network is None else params_of(ready.network)
+    everywhere = sharding.replicated(ready.mesh)
+    weights = (
+        checkpoint.placed(params, sharding.shardings(params, ready.mesh)),
+        checkpoint.placed(decoder, jax.tree.map(lambda _: everywhere, decoder)),
+    )
+    place = sharding.batch_sharding(ready.mesh)
+    numbers = jax.ShapeDtypeStruct((batch,), jnp.uint32, sharding=place)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=place)
+    run = sampler(system, ready.network, assembly.build_settings(config))
+    arguments = (weights, 0, numbers, labels, float(config.sample.guidance))
+
+    def compiled():
+        with jax.set_mesh(ready.mesh):
+            return run.lower(*arguments).compile()
+
+    return _made(
+        compiled,
+        mesh=ready.mesh,
+        batch=batch,
+        operations=count_operations(jax.make_jaxpr(run)(*arguments)),
+        state=bytes_a_device(params, ready.mesh) + _bytes(decoder),
+    )
+
+
+def _made(compiled: Callable[[], Any], **facts: Any) -> Made:
+    began = time.monotonic()
+    try:
+        program, problem = compiled(), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        program, problem = None, str(error)
+    return Made(seconds=time.monotonic() - began, compiled=program, problem=problem, **facts)
+
+
+def _complete(ready: setup.Prepared) -> Any:
+    """Returns the system, with zeros for an autoencoder that it cannot do without.
+
+    Such parameters are constants of its programs.
+    """
+    if not getattr(ready.system, "needs_autoencoder", False):
+        return ready.system
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params_of(ready.network))
+    return attached(ready.system, Autoencoder(ready.network, zeros, Origin(None)))
+
+
+def bytes_a_device(tree: Any, mesh: Mesh) -> int:
+    """Returns the bytes of a tree of shapes that one device of the mesh holds."""
+    return sum(
+        int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf, place in zip(
+            jax.tree.leaves(tree),
+            jax.tree.leaves(sharding.shardings(tree, mesh)),
+            strict=True,
+        )
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count_operations(jaxpr: Any) -> float:
+    """Returns the operations of all matrix products and convolutions of a traced function.
+
+    A multiply and an add are 2. Loops count as often as they turn; a loop without a fixed number
+    of turns counts once, and of branches the costliest.
+    """
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, given = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = given["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = np.prod([left[axis] for axis in contracted])
+            total += 2.0 * equation.outvars[0].aval.size * inner
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            outputs = kernel.shape[given["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
+        elif name == "cond":
+            total += max(count_operations(branch) for branch in given["branches"])
+        else:
+            turns = given["length"] if name == "scan" else 1
+            total += turns * sum(count_operations(inner) for inner in _inner(given.values()))
+    return total
+
+
+def _inner(values: Any) -> list[Any]:
+    """Returns the traced functions among the parameters of an operation."""
+    found = []
+    for value in values:
+        if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _inner(value)
+    return found
+
+
+def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dict[str, int]], int]:
+    """Returns the function from sizes of a mesh to the bytes of state on one of its devices."""
+    ready = setup.prepare(config, devices=devices)
+    if kind == "train":
+        optimizer = make_optimizer(
+            config.optimizer, steps=config.steps, batch_size=config.batch_size
+        )
+        system = _complete(ready)
+        state = jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
+    else:
+        state = jax.eval_shape(ready.system.init, jax.random.key(0))
+    return lambda sizes: bytes_a_device(state, sharding.make_mesh(sizes, devices))
