@@ -169,10 +169,13 @@ def _arranged(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
         )
     if found > 1:
         inner, outer = (1, *shape[1:]), (slices, 1, 1, 1)
-        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
+        return mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices=devices, allow_split_physical_axes=True
+        )
     if slices > 1:  # nothing tells them apart: groups of processes, or of simulated devices
         return np.asarray(devices).reshape(shape)
-    return mesh_utils.create_device_mesh(shape, devices=devices)
+    # An fsdp of 8 is half of a row of a 16 x 16 torus.
+    return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
 
 
 def _advice(given: dict[str, int], devices: int) -> str:

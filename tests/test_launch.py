@@ -520,6 +520,31 @@ def test_a_missing_compiler_is_one_sentence():
 
 @pytest.mark.tpu
 @pytest.mark.skipif(not HAS_TPU_COMPILER, reason="needs pip install 'jaxar[aot]'")
+def test_meshes_may_split_a_dimension_of_the_torus():
+    """Neighbours along fsdp or tensor lie in a compact block of every torus and slice."""
+    code = """
+from launch.compile import environment
+environment()
+import numpy as np
+from jaxar import sharding
+from launch import chips, programs
+for name in ("v5e:16x16", "v5p:4x4x8", "2 x v6e:8x8"):
+    topology = chips.parse_topology(name)
+    devices = programs.topology_devices(topology)
+    for fsdp in (1, 2, 4, 8, 16, 32):
+        sizes = {"slices": topology.slices, "data": -1, "fsdp": fsdp, "tensor": 2}
+        mesh = sharding.make_mesh(sizes, devices)
+        assert mesh.size == topology.chips
+        places = np.asarray([device.coords for device in mesh.devices[0, 0].flat])
+        block = np.prod(places.max(0) - places.min(0) + 1)
+        assert block == 2 * fsdp, (name, fsdp, block)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="needs pip install 'jaxar[aot]'")
 def test_xar_b_on_v5e_is_what_the_sharding_implies(tmp_path):
     """Data parallel on 256 chips: one reduction of the gradients for each layer, and one more."""
     file = tmp_path / "report.json"
