@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
             iterations=16,
             steps=50,
             temperature=1.0,
+            clip=1.0,
             guidance=2.0,
             schedule="linear",
             low=0.0,
