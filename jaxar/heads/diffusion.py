@@ -37,7 +37,7 @@ class Denoising:
     def __post_init__(self):
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"The number of diffusion steps must be 1 or more: {self.steps!r}.")
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f"The temperature must be at least 0, not {self.temperature}.")
 
 
