@@ -19,6 +19,10 @@ def shrunk(name, *overrides):
         "model.depth=(2,2)",
         "model.heads=2",
         "model.dtype=float32",
+        "head.width=16",
+        "head.depth=2",
+        "head.heads=2",
+        "head.dtype=float32",
         "batch_size=4",
         "steps=4",
         "optimizer.warmup_steps=1",
@@ -35,8 +39,9 @@ def shrunk(name, *overrides):
     config = configs.load(name)
     fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
     small = [word for word in small if word.split("=")[0] in fields]
-    if config.data_shape == (16, 16, 32):  # the paper's latents: four cells still, of 2 x 2
-        small += ["data_shape=(4,4,32)", "plan.height=2", "plan.width=2"]
+    if config.data_shape == (16, 16, 32):  # the papers' latents: four cells still, or three scales
+        plans = {"cell": ["plan.height=2", "plan.width=2"], "scale": ["plan.sizes=(1,2,4)"]}
+        small += ["data_shape=(4,4,32)", *plans.get(config.plan.name, [])]
     return configs.override(config, [*small, *overrides])
 
 
