@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.system = "next_x"
     config.seed = 0
     config.batch_size = 64
-    config.steps = 1000
+    config.steps = 600
 
     config.data = spec("latent_records", path="runs/digit_features", flip=False)
     config.data_shape = (4, 4, 8)  # the map that the quantizer turns into codes
@@ -73,11 +73,11 @@ def get_config() -> ConfigDict:
             top_k=0,
             top_p=0.96,
             smooth=False,
-            guidance=2.0,
+            guidance=1.5,
             schedule="linear",
             low=0.0,
             high=1.0,
-            every=500,
+            every=300,
             per_class=10,
             classes=10,
         )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxar
 from jaxar import config as configs
 from jaxar import plan, registry
 from jaxar.assembly import build_system
@@ -129,6 +130,39 @@ def guided(system, params, codes, labels, guidance):
     levels = system.plan.entity
     weight = 1 + (guidance - 1) * (levels / levels.max())[:, None]
     return unconditional + weight * (conditional - unconditional)
+
+
+def test_from_files_to_pictures(setting, tmp_path):
+    """Two files and the config of the release, cut to the size of the case; top-k 1 is greedy."""
+    case, system, _, _ = setting
+    files = {part: tmp_path / f"{part}.npz" for part in ("var", "vae")}
+    for part, path in files.items():
+        np.savez(path, **state_dict(case, part))
+    levels = tuple(case["config/patch_nums"].tolist())
+    sizes = {
+        "data_shape": system.shape,
+        "num_classes": system.num_classes,
+        "plan.sizes": levels,
+        "autoencoder.levels": levels,
+        "autoencoder.width": case["config/ch"],
+        "quantizer.vocabulary": system.entities.outcomes,
+        "quantizer.channels": system.entities.channels,
+        "model.cosine": case["config/attn_l2_norm"],
+        "model.shared_modulation": case["config/shared_aln"],
+        "model.dtype": "float32",
+        "mesh.data": 1,
+        **{f"model.{name}": case[f"config/{name}"] for name in ("width", "depth", "heads")},
+    }
+    model = jaxar.load(
+        "var_d16",
+        weights=files["var"],
+        tokenizer=files["vae"],
+        overrides=[f"{field}={value}" for field, value in sizes.items()],
+    )
+    guidance = 1 + float(case["greedy/cfg"])
+    images = model.sample(case["labels"], guidance=guidance, top_k=1, top_p=0.0)
+    expected = np.moveaxis(case["greedy/images"], 1, -1)
+    np.testing.assert_allclose((images + 1) / 2, expected, atol=2e-3)
 
 
 def test_every_released_key_has_its_place_in_our_config():
