@@ -110,5 +110,5 @@ def get_config() -> ConfigDict:
     config.evaluation = spec("fidelity", samples=50_000, network="", reference="", batch_size=64)
     config.checkpoint = ConfigDict(dict(every=2_500, keep=2, keep_every=62_500))
     config.log_every = 100
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(slices=1, data=-1, fsdp=1, tensor=1))
     return config

@@ -76,5 +76,5 @@ def get_config() -> ConfigDict:
     config.evaluation = spec("none")
     config.checkpoint = ConfigDict(dict(every=200, keep=2, keep_every=0))
     config.log_every = 50
-    config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(slices=1, data=1, fsdp=1, tensor=1))
     return config
