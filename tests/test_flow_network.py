@@ -189,10 +189,10 @@ def test_guidance_outside_its_interval_is_none(cross):
 
     half = start - 0.75 * step(start, 1.0, 1.0)
     late = half - 0.25 * step(half, 0.25, 3.0)
-    np.testing.assert_allclose(draw(0.0, 0.9), late, atol=1e-5)
+    np.testing.assert_allclose(draw(0.0, 0.9), late, atol=1e-4)
     half = start - 0.75 * step(start, 1.0, 3.0)
     throughout = half - 0.25 * step(half, 0.25, 3.0)
-    np.testing.assert_allclose(draw(0.0, 1.0), throughout, atol=1e-5)
+    np.testing.assert_allclose(draw(0.0, 1.0), throughout, atol=1e-4)
     assert not np.allclose(alone, late, atol=1e-2)
 
 
