@@ -1,7 +1,7 @@
 """A small FlowAR on real handwritten digits: minutes on two CPU cores.
 
 Data: the 1,797 digits of scikit-learn (UCI optical recognition of handwritten digits) at 16 x 16.
-Patches of 2 x 2 pixels make an 8 x 8 grid of tokens, drawn on four scales.
+Patches of 4 x 4 pixels make a 4 x 4 grid of tokens, drawn on three scales.
 
     python -m jaxar.main --config=configs/flowar_digits.py
 """

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxar.api.editing import edit
     from jaxar.api.encoding import encode
     from jaxar.api.evaluation import evaluate, evaluate_images
     from jaxar.api.exporting import export
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Model": "jaxar.api.model",
+    "edit": "jaxar.api.editing",
     "encode": "jaxar.api.encoding",
     "evaluate": "jaxar.api.evaluation",
     "evaluate_images": "jaxar.api.evaluation",
@@ -35,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Model",
+    "edit",
     "encode",
     "evaluate",
     "evaluate_images",

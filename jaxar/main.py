@@ -26,6 +26,8 @@ examples:
       train the paper's base model on all devices
   python -m jaxar.main --config=configs/xar_digits.py --mode=sample --labels=3,1,4
       draw from the newest checkpoint
+  python -m jaxar.main --config=configs/xar_digits.py --mode=edit --mask=center
+      make the middle of held-out examples anew
   python -m jaxar.main --config=xar_b --mode=sample --weights=xAR-B.pth --tokenizer=kl16.ckpt
       draw from released weights
   python -m jaxar.main --mode=evaluate --samples=images/ --network=inception.pth --reference=adm.npz
@@ -43,6 +45,7 @@ any field of the config is a flag of its own: --config.batch_size=512, --config.
 MODES = {
     "train": "also samples and evaluates at the end; resumes by itself (default)",
     "sample": "draw a grid, or the classes of --labels",
+    "edit": "make parts of images anew (--mask), of examples or of --source",
     "evaluate": "draw samples and judge them, or judge the images of --samples",
     "convert": "released weights (--source) to a checkpoint in --workdir",
     "export": "a model to a folder (--output) that jaxar.load reads",
@@ -50,14 +53,15 @@ MODES = {
 }
 
 BELONGS = {
-    "workdir": ("train", "sample", "evaluate", "convert", "export"),
-    "weights": ("sample", "evaluate", "export"),
+    "workdir": ("train", "sample", "edit", "evaluate", "convert", "export"),
+    "weights": ("sample", "edit", "evaluate", "export"),
     "tokenizer": tuple(MODES),
-    "source": ("convert", "encode"),
+    "source": ("convert", "edit", "encode"),
+    "mask": ("edit",),
     "output": ("evaluate", "export", "encode"),
-    "labels": ("sample",),
-    "seed": ("sample",),
-    "step": ("sample", "evaluate", "export"),
+    "labels": ("sample", "edit"),
+    "seed": ("sample", "edit"),
+    "step": ("sample", "edit", "evaluate", "export"),
     "samples": ("evaluate",),
     "network": ("evaluate",),
     "reference": ("evaluate",),
@@ -83,8 +87,10 @@ def parser() -> argparse.ArgumentParser:
     add("--tokenizer", help="weights of the autoencoder: a file, an exported folder or a run")
     add(
         "--source",
-        help="convert: a weights file; encode: a folder of class folders, or a data part",
+        help="convert: a weights file; encode: a folder of class folders, or a data part; edit: "
+        "image files, with commas",
     )
+    add("--mask", help="edit: what to make anew: center, border, left, ..., or a bright picture")
     add("--output", help="folder to write")
     add("--labels", help="classes to draw: 3,1,4 (default: a grid)")
     add("--seed", type=int, help="seed of the samples (default: 0); training has --config.seed")
@@ -163,8 +169,8 @@ def _encode(config: Any, flags: argparse.Namespace, overrides: Any, workdir: Any
 
 
 def _use(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workdir: Any) -> None:
-    """Samples, evaluates or exports a trained or released model."""
-    from jaxar.api import evaluation, exporting, loading, training
+    """Samples, edits, evaluates or exports a trained or released model."""
+    from jaxar.api import editing, evaluation, exporting, loading, training
 
     overrides = [*overrides, *_evaluation_overrides(config, flags)]
     if flags.weights:
@@ -177,6 +183,11 @@ def _use(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workd
         evaluation.evaluate(model, workdir=workdir, output=flags.output)
     elif flags.mode == "export":
         exporting.export(model, flags.output, result=workdir / training.RESULT)
+    elif flags.mode == "edit":
+        seed = flags.seed or 0
+        path = workdir / f"edited_seed{seed}.png"
+        labels = _labels(flags.labels)
+        editing.draw_edits(model, flags.source, flags.mask, path, labels=labels, seed=seed)
     else:
         seed = flags.seed or 0
         path = workdir / f"samples_seed{seed}.png"
@@ -215,7 +226,12 @@ def _require_fitting(flags: argparse.Namespace) -> None:
             raise configs.ConfigError(
                 f"--{name} belongs to --mode={' or --mode='.join(modes)}, not to --mode={mode}."
             )
-    needed = {"convert": ["source"], "encode": ["source", "output"], "export": ["output"]}
+    needed = {
+        "convert": ["source"],
+        "encode": ["source", "output"],
+        "export": ["output"],
+        "edit": ["mask"],
+    }
     missing = [name for name in needed.get(mode, []) if getattr(flags, name) is None]
     if flags.config is None and flags.samples is None:
         missing.append("config")

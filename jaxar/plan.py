@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxar.resize import resize_area
-from jaxar.typing import Array, Float
+from jaxar.typing import Array, Bool, Float
 
 Grid = tuple[int, int]
 
@@ -143,6 +143,17 @@ class Plan:
             raise ValueError(f"The plan is for a grid of {self.grid}, the data has {(h, w)}.")
         levels = [resize_area(x, grid).reshape(b, -1, c) for grid in self.levels]
         return jnp.concatenate(levels, 1)[:, np.asarray(self.index)]
+
+    def touched(self, mask: Float[Array, "b h w"]) -> Bool[Array, "b n"]:
+        """Returns which tokens a mask on a grid of any finer size touches, in the plan's order.
+
+        A token of a coarse level stands for a large part of the grid, so one spot touches it.
+
+        Args:
+          mask: Above 0 where it acts.
+        """
+        spots = resize_area(mask[..., None], self.grid) > 0
+        return self.cut(spots.astype(jnp.float32))[..., 0] > 0
 
     def paste(self, tokens: Float[Array, "b n c"]) -> Float[Array, "b h w c"]:
         """Returns the grid that the tokens make: the inverse of `cut` (of its last level)."""

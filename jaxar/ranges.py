@@ -39,6 +39,12 @@ _SEED = (
     lambda value: type(value) is int and 0 <= value <= 2**31 - 3,
     "a whole number from 0 to 2147483645",
 )
+_DEPTH = (
+    lambda value: (
+        all(map(_whole(1)[0], value if isinstance(value, tuple) else [value])) and value != ()
+    ),
+    "a whole number of at least 1, or a tuple of them",
+)
 _AXIS = lambda value: value == -1 or _whole(1)[0](value), "-1 (what remains) or at least 1"
 
 # What a field may be, where a config has it. The arguments of parts are also checked by the parts.
@@ -64,6 +70,7 @@ RULES: dict[str, Rule] = {
     "flow.time": _PART,
     "model": _PART,
     "model.width": _whole(1),
+    "model.depth": _DEPTH,
     "model.heads": _whole(1),
     "model.mlp_ratio": _POSITIVE,
     "model.dropout": _BELOW_ONE,
@@ -73,6 +80,7 @@ RULES: dict[str, Rule] = {
     "model.remat": _BOOL,
     "loss": _PART,
     "loss.*_weight": _NOT_NEGATIVE,
+    "loss.level_dropout": _SHARE,
     "loss.adversarial_start": _whole(0),
     "loss.learned_variance": _BOOL,
     "loss.discriminator_*": _whole(1),

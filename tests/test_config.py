@@ -383,8 +383,9 @@ def test_differences(config):
 
 
 GOOD = {
-    "name": "a", "seed": 0, "steps": 1, "batch_size": 1, "num_classes": 1, "context": "clean",
-    "workers": 0, "label_dropout": 1, "model.width": 1, "model.depth": (1, 1), "model.heads": 1,
+    "name": "a", "seed": 0, "steps": 1, "batch_size": 1, "num_classes": 1, "workers": 0,
+    "context": {"name": "clean"}, "label_dropout": 1,
+    "model.width": 1, "model.depth": (1, 1), "model.heads": 1,
     "model.mlp_ratio": 0.1, "model.dropout": 0.0, "model.attention_dropout": 0.9,
     "model.time_scale": 1, "model.dtype": "float32", "model.remat": False,
     "optimizer.base_learning_rate": 1e-9, "optimizer.final_learning_rate": 0,
@@ -397,10 +398,10 @@ GOOD = {
 
 BAD = {
     "name": ("", 3), "plan.name": ("",), "seed": (-1, 0.5), "steps": (0, 1.0, True),
-    "batch_size": (0,), "num_classes": (0,), "context": ("dirty", None), "workers": (-1,),
+    "batch_size": (0,), "num_classes": (0,), "context": ("dirty", None, {}), "workers": (-1,),
     "data": (3, "folder", ConfigDict(dict(path="/x"))), "tokenizer": (None,), "plan": (1,),
     "label_dropout": (-0.1, 1.1), "flow.path": ("linear",), "flow.time": (0.0,), "model": ("xar",),
-    "model.width": (0, "wide"), "model.depth": ((), (1, 0), 3, (1.0,)), "model.heads": (0,),
+    "model.width": (0, "wide"), "model.depth": ((), (1, 0), 0, (1.0,)), "model.heads": (0,),
     "model.mlp_ratio": (0,), "model.dropout": (1, -0.1), "model.attention_dropout": (1.0,),
     "model.time_scale": (0, True), "model.dtype": ("float16",), "model.remat": (1,),
     "optimizer.base_learning_rate": (0, -1e-3, float("inf")),

@@ -16,7 +16,7 @@ from jaxar.flow.guidance import Guidance, share_of
 from jaxar.heads.flow import FlowNoise, Solving
 from jaxar.nn.module import bind
 from tests.given import Given, sample_given
-from tests.shrink import NAMES, arrays, shrunk, system_and_params
+from tests.shrink import NAMES, arrays, shrunk, system_and_params, with_autoencoder
 
 KINDS = [name for name in NAMES if name.startswith("xar_digits")]
 """One config for each entity; the paper's models are the cell again, at another size."""
@@ -31,7 +31,7 @@ def test_config_is_valid_and_named_as_its_file(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_samples_and_restores(name, tmp_path, monkeypatch):
-    config = shrunk(name)
+    config = with_autoencoder(shrunk(name), tmp_path / "autoencoder")
     monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config))
     trained = training.train(config, workdir=tmp_path)
     if trained.system.shows == "samples":

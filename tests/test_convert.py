@@ -37,7 +37,7 @@ def params(template):
 def released(params):
     """A state dict as the released code would save it, from parameters of ours."""
     leaves, state = paths(params), {}
-    for theirs, ours, _ in ROWS:
+    for theirs, ours, *_ in ROWS:
         layered = "{i}" in theirs
         outputs = leaves.get(ours.replace("kernel", "bias"))
         for i, array in enumerate(leaves[ours] if layered else [leaves[ours]]):
@@ -136,7 +136,7 @@ def test_every_released_key_has_its_place_in_our_config(size, name):
     leaves = paths(template)
 
     used = []
-    for theirs, ours, transform in ROWS:
+    for theirs, ours, transform, _ in ROWS:
         shape, layers = leaves[ours].shape, [None]
         if "{i}" in theirs:
             shape, layers = shape[1:], range(shape[0])
@@ -146,6 +146,6 @@ def test_every_released_key_has_its_place_in_our_config(size, name):
             assert transform(weight, shape).shape == shape, key
             used.append(key)
     assert sorted(used) == sorted(shapes)
-    assert sorted(ours for _, ours, _ in ROWS) == sorted(leaves)
+    assert sorted(ours for _, ours, *_ in ROWS) == sorted(leaves)
     assert count(template) == golden["num_parameters"]
     assert sum(np.prod(shape) for shape in shapes.values()) == golden["num_parameters"]

@@ -11,14 +11,15 @@ from PIL import Image
 import jaxar
 from jaxar import config as configs
 from jaxar import main
-from jaxar.api import encoding, loading, setup, training
+from jaxar.api import encoding, evaluation, exporting, loading, setup, training
 from jaxar.config import ConfigError
 from jaxar.data import latents
 from jaxar.data.folder import ImageFolder
 from jaxar.data.loader import DataError
+from jaxar.data.source import Digits
 from jaxar.nn.module import bind
 from tests.released import write_tiny
-from tests.shrink import shrunk
+from tests.shrink import shrunk, with_autoencoder
 
 SMALL = ("autoencoder.width=32", "data_shape=(2,3,32)", "plan=token", "num_classes=3")
 SIZE = (32, 48)
@@ -156,6 +157,56 @@ def test_training_reads_the_cache_and_refuses_what_does_not_fit(config, cache, t
     foreign = configs.override(own, [f"autoencoder.weights={str(tmp_path / 'other.npz')!r}"])
     with pytest.raises(ConfigError, match=r"parameters have the SHA-256 .*other\.npz have"):
         training.train(foreign, workdir=tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def discrete(tmp_path_factory):
+    """A config of codes on 8 x 8 digits, with an autoencoder of random weights, and its cache."""
+    root = tmp_path_factory.mktemp("discrete")
+    config = with_autoencoder(
+        shrunk("var_digits", "evaluation=recognition(per_class=2, reference='digits(size=8)')"),
+        root / "autoencoder",
+    )
+    source = 'digits(split="held_out", size=8)'
+    cache = encoding.encode(config, source, root / "cache", batch_size=128)
+    return configs.override(config, [f"data.path={str(cache)!r}"])
+
+
+def test_a_quantizers_features_are_cached_as_they_are(discrete):
+    autoencoder = loading.load_autoencoder(discrete, setup.prepare(discrete))
+    network = bind(autoencoder.network, autoencoder.params)
+    images = Digits("held_out", size=8)
+    source = latents.LatentRecords(discrete.data.path, flip=False)
+    assert source.shape == (4, 4, 8) and len(source) == len(images)
+    numbers = range(0, len(images), 50)
+    data = np.stack([images.read(i, np.random.default_rng(0))["data"] for i in numbers])
+    features = jax.jit(network.features)
+    for mirrored, expected in ((False, features(data)), (True, features(data[:, :, ::-1]))):
+        read = [source._layout.decode(source._records[i], mirrored)[0] for i in numbers]
+        np.testing.assert_allclose(read, expected, atol=1e-4)
+    assert source.manifest["quantizer"] == {"name": "vector", "vocabulary": 32, "channels": 8}
+
+
+def test_codes_are_trained_on_sampled_judged_and_shared(discrete, tmp_path):
+    model = training.train(discrete, workdir=tmp_path)
+    figures = evaluation.evaluate(model, workdir=tmp_path)
+    assert figures["samples"] == 20 and 0 <= figures["recognised"] <= 1
+    again = jaxar.load(exporting.export(model, tmp_path / "exported"))
+    images = model.sample([3, 1], seed=5)
+    assert images.shape == (2, 8, 8, 1)
+    np.testing.assert_array_equal(again.sample([3, 1], seed=5), images)
+    model.config = configs.override(discrete, ["evaluation.reference=digits(size=16)"])
+    with pytest.raises(ConfigError, match=r"images of \(16, 16, 1\), the model draws \(8, 8, 1\)"):
+        evaluation.evaluate(model, workdir=tmp_path)
+
+
+def test_codes_need_the_tokenizer_that_made_their_cache(discrete, tmp_path):
+    bare = configs.override(discrete, ["autoencoder.weights=''"])
+    with pytest.raises(ConfigError, match="needs its weights"):
+        training.train(bare, workdir=tmp_path)
+    other = configs.override(discrete, ["quantizer.vocabulary=16"])
+    with pytest.raises(ConfigError, match=r"quantizer\.vocabulary is 32 there, 16 in the config"):
+        setup.open_source(other)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_print_config_shows_every_value():
     assert done.returncode == 0
     lines = {line.split("=")[0].strip(): line for line in done.stdout.splitlines()}
     assert lines["batch_size"].endswith("= 1000")
-    assert {"mesh.data", "mesh.fsdp", "mesh.tensor", "plan.height", "context"} <= lines.keys()
+    assert {"mesh.data", "mesh.fsdp", "mesh.tensor", "plan.height", "context.name"} <= lines.keys()
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):

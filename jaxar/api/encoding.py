@@ -1,4 +1,4 @@
-"""A cache of latents: images in, an autoencoder's moments out, so that training reads no pixels."""
+"""A cache of latents: what an autoencoder makes of images, so that training reads no pixels."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +39,8 @@ def encode(
 ) -> Path:
     """Returns the folder that now holds the latents of a set of images and of their mirror images.
 
-    Latents are the moments of the config's autoencoder, mean and log-variance, unscaled, in
+    Latents are what the config's autoencoder keeps of an image, unscaled: of a variational one mean
+    and log-variance, of one with a quantizer the map that it turns into codes. They stand in
     ArrayRecord shards that the source `latent_records` reads. Cut short, it goes on after the last
     whole shard; the shards come out the same.
 
@@ -65,10 +66,10 @@ def encode(
     if autoencoder is None:
         raise ConfigError("encoding needs an autoencoder and its weights: give --tokenizer=FILE.")
     images = _open_images(config, source, autoencoder.network)
-    (h, w, _), factor = images.shape, autoencoder.network.factor
-    layout = Layout((h // factor, w // factor, 2 * config.autoencoder.channels), dtype, True)
+    h, w, _ = images.shape
+    layout = Layout(_shape(autoencoder, images.shape), dtype, True)
     facts = {
-        "autoencoder": autoencoder_settings(config),
+        **autoencoder_settings(config),
         "autoencoder_weights": autoencoder.origin.facts(autoencoder.params),
         "image_size": [h, w],
         "crop": CROP,
@@ -86,8 +87,9 @@ def encode(
     parts = sharding.batch_parts(ready.mesh)
     _write(writer, images, run, -(-batch_size // parts) * parts, shard_size)
     say("written", f"{writer.finish():,} latents of {layout.shape} to {output}")
-    deviation = _deviation(LatentRecords(str(output), flip=False))
-    say("scale", f"config.tokenizer.scale={1 / deviation:.4g} gives them about unit variance")
+    if "scale" in config.tokenizer:
+        deviation = _deviation(LatentRecords(str(output), flip=False))
+        say("scale", f"config.tokenizer.scale={1 / deviation:.4g} gives them about unit variance")
     return Path(output)
 
 
@@ -133,14 +135,24 @@ def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:
     return images
 
 
+def _shape(autoencoder: Autoencoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of what is kept of one image."""
+    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
+
+    def kept(params, image):
+        return bind(autoencoder.network, params).record(image)
+
+    return jax.eval_shape(kept, autoencoder.params, image).shape[1:]
+
+
 def _encoder(autoencoder: Autoencoder, mesh: Any) -> Callable[[np.ndarray], Any]:
-    """Returns the function from images to the moments of (images, mirror images), on devices."""
+    """Returns the function from images to what is kept of (images, mirror images), on devices."""
 
     @jax.jit
     def run(params, images):
         network = bind(autoencoder.network, params)
         with jax.default_matmul_precision("highest"):
-            return network.moments(images), network.moments(images[:, :, ::-1])
+            return network.record(images), network.record(images[:, :, ::-1])
 
     place = sharding.batch_sharding(mesh)
     return lambda images: run(autoencoder.params, jax.device_put(images, place))
@@ -166,7 +178,7 @@ def _write(writer: LatentWriter, images: Any, run: Any, batch_size: int, shard_s
 def _examples(
     images: Any, numbers: range, run: Any, batch_size: int, left_out: list[str], bar: Bar
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields moments, those of the mirror image, and label; one batch is encoded ahead."""
+    """Yields latents, those of the mirror image, and label; one batch is encoded ahead."""
 
     def read(number: int) -> Any:
         try:
@@ -191,6 +203,6 @@ def _examples(
         yield from _fetched(*waiting)
 
 
-def _fetched(moments: Any, labels: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    straight, mirrored = jax.device_get(moments)
+def _fetched(latents: Any, labels: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    straight, mirrored = jax.device_get(latents)
     yield from zip(straight, mirrored, labels, strict=False)  # the batch may be filled up

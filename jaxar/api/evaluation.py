@@ -12,7 +12,7 @@ from jaxar.api.features import open_network
 from jaxar.api.fidelity import judge, open_reference
 from jaxar.api.model import Model
 from jaxar.api.sampleset import IMAGES, PROTOCOL, sample_set, sampling_protocol
-from jaxar.api.setup import default_workdir, open_source
+from jaxar.api.setup import default_workdir, open_real
 from jaxar.api.training import RESULT, write_result
 from jaxar.config import ConfigError
 from jaxar.console import say
@@ -39,14 +39,14 @@ def evaluate(
     """
     config = model.config
     folder = Path(workdir) if workdir else default_workdir(config.name)
-    if config.evaluation.name == "recognition":
-        return write_result(model, folder, _recognised(model))
     if config.evaluation.name == "none":
         raise ConfigError(
             "config.evaluation is 'none': small labelled data sets can be judged with "
             "--config.evaluation='recognition(per_class=100)', any with 'fidelity(samples=50000)'."
         )
     _require_images(model)
+    if config.evaluation.name == "recognition":
+        return write_result(model, folder, _recognised(model))
     options = config.evaluation
     network = open_network(options.network, model.mesh)  # what is missing is found before drawing
     reference = open_reference(options.reference, network, config)
@@ -113,11 +113,14 @@ def _recognised(model: Model) -> dict[str, Any]:
             for i in range(0, len(labels), size)
         ]
     )
+    train, held_out = open_real(config), open_real(config, split="held_out")
+    if tuple(train.shape) != images.shape[1:]:
+        raise ConfigError(
+            f"config.evaluation.reference has images of {tuple(train.shape)}, the model draws "
+            f"{images.shape[1:]}: name the images that it was trained on."
+        )
     figures = recognition(
-        images,
-        labels,
-        train=loader.whole(open_source(config)),
-        held_out=loader.whole(open_source(config, split="held_out")),
+        images, labels, train=loader.whole(train), held_out=loader.whole(held_out)
     )
     say(
         "result",

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxar import assembly, sharding, tree
 from jaxar.contexts.base import Settings
 from jaxar.files import sha256
+from jaxar.heads.base import Known
 from jaxar.keys import LARGEST_SEED, key_for
 from jaxar.nn.module import bind
 from jaxar.system import System
@@ -104,6 +105,7 @@ class Model:
         seed: int = 0,
         first: int = 0,
         latents: bool = False,
+        edit: tuple[np.ndarray, np.ndarray] | None = None,
         guidance: float | None = None,
         **settings: Any,
     ) -> Array:
@@ -116,6 +118,8 @@ class Model:
           seed: Seed of all noise.
           first: Number of the first image: image i is drawn with the noise of number first + i.
           latents: Whether to return latents although there is an autoencoder.
+          edit: Images (b, h, w, c) to begin with and a mask (b, h, w), True where they are to be
+            made anew; see `editing.edit`.
           guidance: Weight of classifier-free guidance, at least 1; 1 is none.
           **settings: Other fields of config.sample, such as `steps` and `solver` of xAR and FlowAR,
             `top_k` and `top_p` of VAR, `iterations` and `temperature` of MAR.
@@ -132,13 +136,19 @@ class Model:
             raise ValueError(f"first must be 0 or more, not {first}.")
         if not 0 <= seed <= LARGEST_SEED:
             raise ValueError(f"seed must lie in [0, {LARGEST_SEED}], not {seed}.")
-        padded = np.pad(labels, (0, -len(labels) % sharding.batch_parts(self.mesh)))
-        place = sharding.batch_sharding(self.mesh)
-        numbers = jax.device_put(np.arange(first, first + len(padded), dtype=np.uint32), place)
+        place, parts = sharding.batch_sharding(self.mesh), sharding.batch_parts(self.mesh)
+        rows = len(labels) + -len(labels) % parts
+
+        def put(x):
+            filled = np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+            return jax.device_put(filled, place)
+
+        numbers = jax.device_put(np.arange(first, first + rows, dtype=np.uint32), place)
         decoder = None if latents else self.autoencoder
         run = _sampler(self.system, decoder.network if decoder else None, chosen)
         weights = (self.params, decoder.params if decoder else {})
-        return run(weights, seed, numbers, jax.device_put(padded, place), float(weight))
+        begin = None if edit is None else tuple(put(np.asarray(x, np.float32)) for x in edit)
+        return run(weights, seed, numbers, put(labels), float(weight), begin)
 
     def _checked(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         array, classes = np.asarray(labels), self.system.num_classes
@@ -156,13 +166,18 @@ class Model:
 def _sampler(system: System, network: Any, settings: Settings) -> Any:
     """Returns the jitted sampler; one object for each setting, so that JAX finds it compiled."""
 
-    def run(weights, seed, numbers, labels, guidance):
+    def run(weights, seed, numbers, labels, guidance, edit):
         params, decoder = weights
         key = key_for("sample", seed)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-        data = system.sample(params, keys, labels, guidance, settings)
-        if network is None:
-            return data
-        return jnp.clip(bind(network, decoder).decode(data), -1, 1)
+        autoencoder = None if network is None else bind(network, decoder)
+        known = None
+        if edit is not None:
+            images, mask = edit
+            data = images if autoencoder is None else autoencoder.record(images)
+            tokens = system.entities.cut(data, jax.random.fold_in(key, 0))
+            known = Known(tokens, ~system.plan.touched(mask))
+        data = system.sample(params, keys, labels, guidance, settings, known)
+        return data if autoencoder is None else jnp.clip(autoencoder.decode(data), -1, 1)
 
     return jax.jit(run)

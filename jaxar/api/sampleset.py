@@ -18,7 +18,8 @@ from jaxar.tree import changes
 
 PROTOCOL, IMAGES, ARRAY = "protocol.json", "images", "images.npz"
 LABELS_RULE = "image i of n has class floor(i classes / n)"
-_SETTINGS = ("solver", "steps", "shift", "guidance", "schedule", "low", "high", "dtype")
+_OF_PICTURES = ("every", "per_class", "classes")
+"""Fields of config.sample that decide about no pixel."""
 
 
 def labels_of(count: int, classes: int) -> np.ndarray:
@@ -39,7 +40,7 @@ def sampling_protocol(model: Model, *, count: int, seed: int) -> dict[str, Any]:
         "weights": model.origin.facts(model.params),
         "ema_rate": model.config.ema,
         "autoencoder": autoencoder.origin.facts(autoencoder.params) if autoencoder else None,
-        "sampling": {key: model.config.sample[key] for key in _SETTINGS},
+        "sampling": {k: v for k, v in model.config.sample.items() if k not in _OF_PICTURES},
         "model_dtype": model.config.model.get("dtype", "float32"),
         "seed": seed,
         "count": count,

@@ -92,13 +92,33 @@ def open_source(config: Any, **changes: Any) -> Any:
     return source
 
 
+def open_real(config: Any, **changes: Any) -> Any:
+    """Returns the source of the real images that `recognition` reads.
+
+    Raises:
+      ConfigError: it cannot be opened, or has not the classes of the config.
+    """
+    words = config.evaluation.get("reference", "data")
+    if words == "data":
+        return open_source(config, **changes)
+    part = configs.read_spec("config.evaluation.reference", words, config.data)
+    source = registry.build("data", {**part, **changes})
+    if source.num_classes != config.num_classes:
+        raise ConfigError(
+            f"config.evaluation.reference has {source.num_classes} classes, the config "
+            f"{config.num_classes}: name the images that the latents were made of."
+        )
+    return source
+
+
 def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
     """Raises ConfigError where cached latents are of another autoencoder or of other images."""
     if "autoencoder" not in manifest:
         return
-    here, there = autoencoder_settings(config), manifest["autoencoder"]
     changed = [
-        f"autoencoder.{key} is {there.get(key)!r} there, {here.get(key)!r} in the config"
+        f"{part}.{key} is {there.get(key)!r} there, {here.get(key)!r} in the config"
+        for part, here in autoencoder_settings(config).items()
+        for there in [manifest.get(part, {})]
         for key in sorted({*here, *there})
         if here.get(key) != there.get(key)
     ]
@@ -109,10 +129,20 @@ def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
         )
 
 
-def autoencoder_settings(config: Any) -> dict[str, Any]:
-    """Returns what decides about an autoencoder's latents beside its weights, as JSON keeps it."""
-    settings = {key: value for key, value in config.autoencoder.items() if key != "weights"}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
+def autoencoder_settings(config: Any) -> dict[str, dict[str, Any]]:
+    """Returns what decides about an autoencoder's latents beside its weights, as JSON keeps it.
+
+    These are the settings of the autoencoder and, where the config has one, of its quantizer.
+    """
+    parts = [part for part in ("autoencoder", "quantizer") if part in config]
+    return {
+        part: {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in sorted(config[part].items())
+            if key != "weights"
+        }
+        for part in parts
+    }
 
 
 def ends_with_evaluation(config: Any) -> bool:

@@ -16,6 +16,7 @@ from jaxar.api.setup import (
     default_workdir,
     describe,
     ends_with_evaluation,
+    open_real,
     open_source,
     prepare,
 )
@@ -41,7 +42,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     folder = Path(workdir) if workdir else default_workdir(config.name)
     source = open_source(config)
     if config.evaluation.name == "recognition":
-        open_source(config, split="held_out")  # what the end of the run needs is found missing now
+        open_real(config, split="held_out")  # what the end of the run needs is found missing now
     autoencoder = load_autoencoder(config, ready)
     if autoencoder is not None:
         _require_same_weights(config, autoencoder, getattr(source, "manifest", {}))

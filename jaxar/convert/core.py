@@ -80,18 +80,20 @@ class Row(NamedTuple):
       ours: Path of our leaf; the layers of "{i}" are its leading axis.
       transform: (array, our shape of one layer) -> array of that shape. It sees an array of zeros
         first, by which the shapes are checked; what it returns may be a view.
+      part: Entry of our first axis, after that of the layers, which the key fills; None for all.
     """
 
     theirs: str
     ours: str
     transform: Transform = same
+    part: int | None = None
 
 
 class _Place(NamedTuple):
-    """Where a tensor of the release goes: a leaf, or one layer of it."""
+    """Where a tensor of the release goes: a leaf, or one layer or part of it."""
 
     row: Row
-    layer: int | None
+    index: tuple[int, ...]
     shape: tuple[int, ...]
 
 
@@ -120,9 +122,8 @@ def convert(
 
     def fill(key: str) -> None:
         tensor = np.asarray(state[key]).astype(np.float32, copy=False)
-        for row, layer, shape in places[key]:
-            leaf = leaves[row.ours]
-            _lay(row.transform(tensor, shape), leaf if layer is None else leaf[layer])
+        for row, index, shape in places[key]:
+            _lay(row.transform(tensor, shape), leaves[row.ours][*index, ...])
 
     with ThreadPoolExecutor(WORKERS) as pool:  # in the state's order: that of the file
         for _ in pool.map(fill, [key for key in shapes if key in places]):
@@ -144,13 +145,14 @@ def _match(
             problems.append(f"the table's path {row.ours} is not in the model")
             continue
         ours = tuple(wanted[row.ours].shape)
-        layers = range(ours[0]) if "{i}" in row.theirs else [None]
-        for layer in layers:
-            key = row.theirs if layer is None else row.theirs.replace("{i}", str(layer))
+        part = () if row.part is None else (row.part,)
+        for layer in _layers(row, ours):
+            key = row.theirs.replace("{i}", str(*layer))
             if key not in shapes:
                 problems.append(f"missing key {key}")
                 continue
-            theirs, place = shapes[key], _Place(row, layer, ours if layer is None else ours[1:])
+            index = (*layer, *part)
+            theirs, place = shapes[key], _Place(row, index, ours[len(index) :])
             places.setdefault(key, []).append(place)
             if not _fits(theirs, place):
                 problems.append(f"key {key} has shape {theirs}, which does not fit {place.shape}")
@@ -159,9 +161,27 @@ def _match(
         for key in shapes
         if key not in places and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore)
     ]
-    covered = {row.ours for row in rows}
     problems = list(dict.fromkeys(problems))  # a missing key that several rows name, once
-    return places, problems + [f"nothing fills {path}" for path in wanted if path not in covered]
+    return places, problems + _unfilled(rows, wanted)
+
+
+def _layers(row: Row, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Returns the layers that a row is about; one empty tuple where it is about no layer."""
+    return [(i,) for i in range(shape[0])] if "{i}" in row.theirs else [()]
+
+
+def _unfilled(rows: Sequence[Row], wanted: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each leaf, and each part of a leaf, that no row is about."""
+    lines = []
+    for path, leaf in wanted.items():
+        own = [row for row in rows if row.ours == path]
+        parts = [row.part for row in own]
+        if not own:
+            lines.append(f"nothing fills {path}")
+        elif None not in parts:
+            count = leaf.shape["{i}" in own[0].theirs]
+            lines += [f"nothing fills {path}[{i}]" for i in range(count) if i not in parts]
+    return lines
 
 
 def _fits(theirs: tuple[int, ...], place: _Place) -> bool:

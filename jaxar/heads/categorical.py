@@ -94,13 +94,12 @@ def top_k(logits: Float[Array, "... v"], count: int) -> Float[Array, "... v"]:
 def top_p(logits: Float[Array, "... v"], mass: float) -> Float[Array, "... v"]:
     """Returns the logits with the least likely ones, which make up 1 - mass at most, taken out.
 
-    The most likely one always stays; 0 keeps all.
+    The most likely one always stays, and those that tie with the smallest kept one; 0 keeps all.
     """
     if mass == 0:
         return logits
-    order = jnp.argsort(logits, -1)
-    ascending = jnp.take_along_axis(logits, order, -1)
-    out = jnp.cumsum(jax.nn.softmax(ascending, -1), -1) <= 1 - mass
-    out = out.at[..., -1].set(False)
-    back = jnp.argsort(order, -1)
-    return jnp.where(jnp.take_along_axis(out, back, -1), -jnp.inf, logits)
+    ascending = jnp.sort(logits, -1)
+    kept = jnp.cumsum(jax.nn.softmax(ascending, -1), -1) > 1 - mass
+    kept = kept.at[..., -1].set(True)
+    smallest = jnp.min(jnp.where(kept, ascending, jnp.inf), -1, keepdims=True)
+    return jnp.where(logits < smallest, -jnp.inf, logits)

@@ -22,7 +22,7 @@ from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.module import Module
 from jaxar.nn.rope import rotary_table
-from jaxar.nn.transformer import Block, Transformer
+from jaxar.nn.transformer import Block, Pass, Transformer
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float
 
@@ -109,11 +109,13 @@ class FlowNetwork(Module):
         y, _ = self.blocks(
             self.embed(x),
             (time, both, hidden) if self.cross else both,
-            sizes=layout.sizes if self.cross else (1,) * x.shape[1],
-            rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
-            mask=layout.mask,
-            remat=self.remat,
-            dtype=layers.DTYPES[self.dtype],
+            Pass(
+                sizes=layout.sizes if self.cross else (1,) * x.shape[1],
+                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                mask=layout.mask,
+                dtype=layers.DTYPES[self.dtype],
+                remat=self.remat,
+            ),
         )
         shift, scale = jnp.moveaxis(self.modulation(both), 2, 0)
         return self.predict(layers.modulate(layers.rms_norm(y), scale, shift))
@@ -192,12 +194,11 @@ class CrossBlock(Module):
         self,
         x: Float[Array, "b n d"],
         condition: tuple[Array, Array, Array],
+        shared: Pass,
         *,
-        sizes: tuple[int, ...],
-        rope: Float[Array, "2 n e"],
-        mask: Any = None,
-        dtype: Any = jnp.float32,
-        **unused: Any,
+        cache: None = None,
+        path_rate: Array | float = 0.0,
+        key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """Returns the tokens, float32, and no cache.
 
@@ -205,19 +206,20 @@ class CrossBlock(Module):
           x: Tokens.
           condition: Time (b, g, d) of each segment; time + condition (b, n, d) and the hidden
             vectors (b, n, d2) of each token.
-          sizes: Tokens of each segment.
-          rope: Rotary table of the tokens' positions.
-          mask: (n, n) bool or None.
-          dtype: Of the computation inside.
-          **unused: What other blocks take.
+          shared: What all layers share.
+          cache: There is none.
+          path_rate: Not used: this block has no dropout.
+          key: Not used.
         """
+        sizes, dtype = shared.sizes, shared.dtype
         time, both, hidden = condition
         gate_1, scale_1, shift_1 = jnp.moveaxis(self.time_modulation(time, dtype), 2, 0)
         gate_2, scale_2, shift_2 = jnp.moveaxis(self.modulation(both, dtype), 2, 0)
         y = layers.per_segment(layers.modulate, layers.rms_norm(x), (scale_1, shift_1), sizes)
-        y, _ = self.attention(y.astype(dtype), rope=rope, mask=mask)
+        y, _ = self.attention(y.astype(dtype), rope=shared.rope, mask=shared.mask)
         x = x + layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
         context = self.context_norm(hidden).astype(dtype)
-        x = x + self.cross(self.cross_norm(x).astype(dtype), context, rope=rope, mask=mask)
+        y = self.cross_norm(x).astype(dtype)
+        x = x + self.cross(y, context, rope=shared.rope, mask=shared.mask)
         y = layers.modulate(layers.rms_norm(x), scale_2, shift_2).astype(dtype)
         return x + gate_2 * self.mlp(y), None

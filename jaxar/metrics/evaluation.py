@@ -14,9 +14,12 @@ class Recognition:
 
     Attributes:
       per_class: Samples of each class.
+      reference: Where real images are read: "data", the config's own; or, where these are latents,
+        a part of config.data in words, 'digits(size=16)'. It must have a split "held_out".
     """
 
     per_class: int
+    reference: str = "data"
 
 
 @dataclasses.dataclass(frozen=True)

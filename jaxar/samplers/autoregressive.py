@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.plan import Plan
-from jaxar.typing import Array, Float
+from jaxar.typing import Array
 
 
 class Step(NamedTuple):
@@ -30,10 +30,8 @@ class Step(NamedTuple):
     visible: int
 
 
-def autoregressive(
-    plan: Plan, draw: Callable[[Any, Step], tuple[Any, Array]], state: Any
-) -> Float[Array, "b n ..."]:
-    """Returns the tokens of every entity.
+def autoregressive(plan: Plan, draw: Callable[[Any, Step], tuple[Any, Array]], state: Any) -> Array:
+    """Returns the tokens of every entity, (b, n, ...).
 
     Runs of equal entities are one compiled loop, whatever their number; unequal ones, as scales,
     follow each other without padding.

@@ -103,6 +103,10 @@ class KLAutoencoder(Module):
         x = self.encoder(images.astype(DTYPES[self.dtype]), key)
         return self.to_moments(x).astype(jnp.float32)
 
+    def record(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Returns what a cache keeps of images: the moments."""
+        return self.moments(images)
+
     def decode(
         self, latents: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 c2"]:

@@ -117,6 +117,10 @@ class VQAutoencoder(Module):
         x = self.encoder(images.astype(DTYPES[self.dtype]), key)
         return self.to_features(x).astype(jnp.float32)
 
+    def record(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Returns what a cache keeps of images: the features."""
+        return self.features(images)
+
     def encode(self, images: Float[Array, "b h w c"]) -> Codes:
         """Returns the codes of images in [-1, 1] by level, from coarse to fine.
 

@@ -49,8 +49,8 @@ def weight_decay(options: Any, *, steps: int) -> optax.Schedule | float:
     first, last = options.weight_decay, options.final_weight_decay
     if first == last:
         return first
-    return lambda step: last + (first - last) * (
-        0.5 + 0.5 * jnp.cos(jnp.pi * step / max(steps - 1, 1))
+    return lambda step: (
+        last + (first - last) * (0.5 + 0.5 * jnp.cos(jnp.pi * step / max(steps - 1, 1)))
     )
 
 

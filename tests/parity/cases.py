@@ -5,7 +5,14 @@ import json
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxar.convert import vq_vae
+from jaxar.nn.module import bind, params_of
+from jaxar.tokenizers.quantize import VectorQuantizer
+from jaxar.tokenizers.vq import VQAutoencoder
 
 FOLDER = Path(os.environ.get("JAXAR_GOLDENS") or Path(__file__).parents[1] / "goldens")
 
@@ -27,9 +34,10 @@ def golden_weight(key: str, shape: list[int]) -> np.ndarray:
     return module.golden_weight(key, tuple(shape))
 
 
-def state_dict(case) -> dict[str, np.ndarray]:
-    """Returns the released state dict that a case was run with."""
+def state_dict(case, part: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the released state dict that a case was run with, or one of several by name."""
     keys = json.loads(str(case["state_dict_json"]))
+    keys = keys if part is None else keys[part]
     return {key: golden_weight(key, shape) for key, shape in keys.items()}
 
 
@@ -49,3 +57,22 @@ def pyramid_of(state: dict[str, np.ndarray], width: int) -> dict:
 def attention_of(state: dict[str, np.ndarray], name: str) -> tuple[int, ...]:
     """Returns the levels of the encoder with attention, whose first map is called `name`."""
     return tuple(i for i in range(99) if f"encoder.down.{i}.attn.0.{name}.weight" in state)
+
+
+def vq_autoencoder(case) -> VQAutoencoder:
+    """Returns the tokenizer of a case of VAR, with its parameters."""
+    state = state_dict(case, "vae")
+    found = dict(
+        **pyramid_of(state, int(case["config/ch"])),
+        attention=attention_of(state, "qkv"),
+        phis=sum(key.startswith(vq_vae.PHIS[1]) and key.endswith("weight") for key in state),
+    )
+    codes = {"vocabulary": int(case["config/vocab"]), "channels": int(case["config/z_channels"])}
+    levels = case["config/patch_nums"].tolist()
+
+    def make(key):
+        return VQAutoencoder(VectorQuantizer(**codes, key=key), levels=levels, **found, key=key)
+
+    template = jax.eval_shape(make, jax.random.key(0))
+    params = vq_vae.from_state_dict(state, params_of(template))
+    return bind(template, jax.tree.map(jnp.asarray, params))

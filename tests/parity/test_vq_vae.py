@@ -3,19 +3,13 @@
 Reads every size from the files; `JAXAR_GOLDENS` names another folder of cases.
 """
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.convert import vq_vae as table
-from jaxar.nn.module import bind, params_of
 from jaxar.resize import resize_area
-from jaxar.tokenizers.quantize import VectorQuantizer
-from jaxar.tokenizers.vq import VQAutoencoder
-from tests.parity.cases import attention_of, cases, golden_weight, pyramid_of
+from tests.parity.cases import cases, vq_autoencoder
 
 pytestmark = pytest.mark.parity
 
@@ -24,24 +18,9 @@ TIE = 1e-5
 
 @pytest.fixture(scope="module", params=cases("var"), ids=lambda path: path.stem)
 def setting(request):
-    """A case, its tokenizer as a function of (method name, argument), and parameters."""
+    """A case and its tokenizer."""
     case = np.load(request.param)
-    keys = json.loads(str(case["state_dict_json"]))["vae"]
-    state = {key: golden_weight(key, shape) for key, shape in keys.items()}
-    found = dict(
-        **pyramid_of(state, int(case["config/ch"])),
-        attention=attention_of(state, "qkv"),
-        phis=sum(key.startswith(table.PHIS[1]) and key.endswith("weight") for key in state),
-    )
-    codes = {"vocabulary": int(case["config/vocab"]), "channels": int(case["config/z_channels"])}
-    levels = case["config/patch_nums"].tolist()
-
-    def make(key):
-        return VQAutoencoder(VectorQuantizer(**codes, key=key), levels=levels, **found, key=key)
-
-    template = jax.eval_shape(make, jax.random.key(0))
-    params = table.from_state_dict(state, params_of(template))
-    return case, bind(template, jax.tree.map(jnp.asarray, params))
+    return case, vq_autoencoder(case)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,41 @@
+"""VAR-d30 on ImageNet 256 x 256: 2,010,020,356 parameters.
+
+Paper: arXiv 2404.02905. Published: FID 1.97, and 1.80 with rejection sampling, by the protocol of
+configs/var_d16.py, from the released weights:
+
+    python -m jaxar.main --config=configs/var_d30.py --mode=evaluate --weights=var_d30.pth \
+        --tokenizer=vae_ch160v4096z32.pth --reference=VIRTUAL_imagenet256_labeled.npz \
+        --network=weights-inception-2015-12-05-6726825d.pth
+
+Train on features that --mode=encode has cached, as there:
+
+    python -m jaxar.main --config=configs/var_d30.py --tokenizer=vae_ch160v4096z32.pth \
+        --config.data.path=/data/imagenet_features
+"""
+
+from jaxar.config import ConfigDict, load
+
+IMAGES = 1_281_167  # of the training set
+EPOCHS = 350
+DEPTH = 30
+WARMUP, FLAT = 1 / 50, 0.05  # see var_d16
+
+
+def get_config() -> ConfigDict:
+    config = load("var_d16")
+    config.name = "var_d30"
+    config.batch_size = 1024
+    config.steps = EPOCHS * -(-IMAGES // config.batch_size)
+    config.model.width = 64 * DEPTH
+    config.model.depth = DEPTH
+    config.model.heads = DEPTH
+    config.model.drop_path = 0.1 * DEPTH / 24
+    config.model.gate_init = 1e-5
+    config.optimizer.base_learning_rate = 8e-5  # for 256 examples: 3.2e-4 at batch 1024
+    config.optimizer.final_learning_rate = 0.01 * 3.2e-4
+
+    warmup = round(WARMUP * config.steps)
+    config.optimizer.warmup_steps = warmup
+    config.optimizer.decay_fraction = (1 - FLAT) * (1 - warmup / (config.steps - 1))
+    config.optimizer.final_weight_decay = 0.08
+    return config
