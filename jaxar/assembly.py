@@ -24,7 +24,7 @@ FITTING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "noisy": (("xar",), ("velocity",)),
     "clean": (("xar",), ("velocity",)),
     "shifted": (("var", "flowar"), ("categorical", "flow_network", "diffusion")),
-    "masked": (("mar",), ("flow_network", "diffusion")),
+    "masked": (("mar",), ("diffusion",)),
 }
 """For each context the models and the heads that it can ask."""
 

@@ -80,6 +80,7 @@ RULES: dict[str, Rule] = {
     "model.remat": _BOOL,
     "loss": _PART,
     "loss.*_weight": _NOT_NEGATIVE,
+    "loss.level_dropout": _SHARE,
     "loss.adversarial_start": _whole(0),
     "loss.learned_variance": _BOOL,
     "loss.discriminator_*": _whole(1),

@@ -21,8 +21,10 @@ from jaxar.config import ConfigDict, ConfigError
 from jaxar.contexts.masked import Masked
 from jaxar.contexts.noisy import Clean, Noisy
 from jaxar.contexts.shifted import Shifted
+from jaxar.convert import flowar as flowar_weights
 from jaxar.convert import inception as inception_weights
 from jaxar.convert import kl_vae, vq_vae
+from jaxar.convert import mar as mar_weights
 from jaxar.convert import var as var_weights
 from jaxar.convert import xar as xar_weights
 from jaxar.convert.files import read_state
@@ -163,6 +165,8 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
 
 CONVERTERS: dict[str, Callable[[Mapping[str, Any], Any], Params]] = {
     "xar": xar_weights.from_state_dict,
+    "flowar": flowar_weights.from_state_dict,
+    "mar": mar_weights.from_state_dict,
     "var": var_weights.from_state_dict,
     "kl_autoencoder": kl_vae.from_state_dict,
     "vq_autoencoder": vq_vae.from_state_dict,

@@ -43,6 +43,17 @@ class Trainable(Protocol):
         """Returns the loss of a batch, {"data", "label", "step"}, and metrics."""
         ...
 
+    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+        """Returns the parameters with those set that no gradient moves, such as averages.
+
+        Args:
+          params: After the optimiser's update.
+          before: Those that the loss was taken with.
+          batch: That of the loss.
+          key: That of the loss.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
@@ -110,6 +121,10 @@ class System:
         noise = self.context.noise(network, draw, tokens)
         loss = self.context.loss(network, tokens, labels, noise, drop)
         return loss, {"loss": loss}
+
+    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+        """Returns the parameters: gradients move all of them."""
+        return params
 
     def loss_of(
         self,

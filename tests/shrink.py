@@ -23,7 +23,10 @@ def shrunk(name, *overrides):
         "model.width=16",
         f"model.depth={_shallow(config)}",
         "model.heads=2",
+        "model.buffer=2",
         "model.dtype=float32",
+        "head.width=16",
+        "head.depth=2",
         "batch_size=4",
         "steps=4",
         "optimizer.warmup_steps=1",
@@ -31,6 +34,7 @@ def shrunk(name, *overrides):
         "mesh.data=1",
         "autoencoder.weights=''",  # of another run, which is not there
         "sample.steps=3",
+        "sample.iterations=4",
         "sample.every=0",
         "sample.classes=2",
         "sample.per_class=2",
@@ -38,13 +42,14 @@ def shrunk(name, *overrides):
         "checkpoint.every=2",
     ]
     fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
-    small = [word for word in small if word.split("=")[0] in fields]
     if "levels" in config.autoencoder:
         small += ["autoencoder.width=16", "autoencoder.multipliers=(1,1)", "autoencoder.blocks=1"]
         small += ["autoencoder.attention=(1,)", "quantizer.vocabulary=32", "quantizer.channels=8"]
         small += ["data_shape=(4,4,8)", "plan.sizes=(1,2,3,4)", "autoencoder.levels=(1,2,3,4)"]
     elif config.data_shape == (16, 16, 32):  # the paper's latents: four cells still, of 2 x 2
+        small += ["plan.sizes=(1,2,4)", "head.heads=2"]
         small += ["data_shape=(4,4,32)", "plan.height=2", "plan.width=2"]
+    small = [word for word in small if word.split("=")[0] in fields]
     return configs.override(config, [*small, *overrides])
 
 

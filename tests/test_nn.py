@@ -13,7 +13,7 @@ from jaxar.nn import layers
 from jaxar.nn.attention import Attention, attend
 from jaxar.nn.module import bind, params_of, stack
 from jaxar.nn.rope import rotary_table, rotate
-from jaxar.nn.transformer import Block, Dropout, Transformer
+from jaxar.nn.transformer import Block, Dropout, Pass, Transformer
 from jaxar.plan import Layout, cell, scale
 from jaxar.tree import nest, paths
 
@@ -265,9 +265,10 @@ def inputs(layout, batch=2):
     return normal(0, batch, len(layout.place), WIDTH), normal(1, batch, len(layout.sizes), WIDTH)
 
 
-def run(model, plan, layout, x, condition, **more):
+def run(model, plan, layout, x, condition, *, cache=None, key=None, **more):
     rope = rope_of(plan)[:, layout.place]
-    return model(x, condition, sizes=layout.sizes, rope=rope, mask=layout.mask, **more)
+    shared = Pass(layout.sizes, rope, layout.mask, **more)
+    return model(x, condition, shared, cache=cache, key=key)
 
 
 @pytest.mark.parametrize(("plan", "streams"), [(CELLS, "layout"), (SCALES, "two_streams")])

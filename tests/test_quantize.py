@@ -168,31 +168,58 @@ def test_beta_weighs_the_commitment_alone():
     np.testing.assert_allclose(some, 0.5 * 2 * (x - quantized) / x.size, rtol=1e-4, atol=1e-7)
 
 
-def test_a_codebook_fits_and_dead_codes_come_back():
-    """Started far away but for one code, only the revival brings the others into use."""
+@pytest.mark.parametrize("learning", ["gradient", "average"])
+def test_a_codebook_fits_and_dead_codes_come_back(learning):
+    """Started far away but for one code, only restarts bring the others into use."""
     x = normal(200, 2)
     start = jnp.concatenate([jnp.zeros((1, 2)), 9 + normal(15, 2, seed=3)])
     used, errors = [], []
-    for revival in (0.0, 1.0):
-        template = vector(16, 2, revival=revival)
+    for restart in (0.0, 0.5):
+        template = vector(16, 2, learning=learning, restart=restart, decay=0.9)
         optimizer = optax.adam(0.1)
 
         @jax.jit
-        def step(params, state, template=template, optimizer=optimizer):
+        def step(params, state, key, template=template, optimizer=optimizer):
             slope = jax.grad(lambda p: bind(template, p).quantize(x)[2])(params)
             updates, state = optimizer.update(slope, state)
-            return optax.apply_updates(params, updates), state
+            network = bind(template, optax.apply_updates(params, updates))
+            network.settle([x], key)
+            return params_of(network), state
 
-        params = {"codebook": start}
+        params = {**params_of(template), "codebook": start}
+        if learning == "average":
+            params["sums"] = start * params["counts"][:, None]
         state = optimizer.init(params)
-        for _ in range(300):
-            params, state = step(params, state)
+        for i in range(300):
+            params, state = step(params, state, jax.random.key(i))
         fitted = bind(template, params)
         codes = fitted.nearest(x)
         used.append(float(usage(codes, 16)))
         errors.append(float(jnp.mean(jnp.square(fitted.embed(codes) - x))))
     assert used[0] < 0.2 and used[1] == 1
     assert errors[1] < 0.25 * errors[0]
+
+
+def test_an_averaged_code_is_the_mean_of_the_vectors_that_chose_it():
+    """With a short memory it is the mean of the batch, and no gradient moves it."""
+    quantizer, x = vector(8, 3, learning="average", decay=0.0), normal(400, 3)
+    codes = np.asarray(quantizer.nearest(x))
+    quantizer.settle([x[:100], x[100:]], jax.random.key(0))
+    for code in np.unique(codes):
+        mean = np.asarray(x)[codes == code].mean(0)
+        np.testing.assert_allclose(quantizer.codebook[...][code], mean, rtol=1e-4, atol=1e-5)
+    slope = jax.grad(lambda p: bind(quantizer, p).quantize(x)[2])(params_of(quantizer))
+    assert all((leaf == 0).all() for leaf in slope.values())
+
+
+def test_restarts_reach_every_level():
+    """Few vectors far away at one level, many at the other: both get codes."""
+    few, many = 50 + normal(4, 2), normal(4000, 2)
+    quantizer = vector(32, 2, restart=0.5, decay=0.0, codebook=jnp.full((32, 2), -9.0))
+    for i in range(3):
+        quantizer.settle([few, many], jax.random.key(i))
+    far = (quantizer.codebook[...] > 25).all(1).sum()
+    assert 1 <= far <= 31
 
 
 def test_the_entropy_penalty_wants_sure_vectors_and_all_codes():
@@ -292,18 +319,20 @@ def test_codes_of_what_was_decoded_are_the_codes():
 def test_the_error_falls_with_each_level_of_a_fitted_codebook(levels):
     """Fitted by the loss alone; smooth maps, so that coarse levels say something."""
     x = resize_bicubic(normal(64, 3, 3, 2), (8, 8)) + 0.3 * normal(64, 8, 8, 2, seed=5)
-    template = multi_scale(vector(64, 2, revival=1.0), levels=levels, phis=4)
+    template = multi_scale(vector(64, 2, restart=0.5, decay=0.9), levels=levels, phis=4)
     params, optimizer = params_of(template), optax.adam(0.02)
 
     @jax.jit
-    def step(params, state):
+    def step(params, state, key):
         slope = jax.grad(lambda p: bind(template, p).quantize(x)[2])(params)
         updates, state = optimizer.update(slope, state)
-        return optax.apply_updates(params, updates), state
+        network = bind(template, optax.apply_updates(params, updates))
+        network.settle(x, key)
+        return params_of(network), state
 
     state = optimizer.init(params)
-    for _ in range(150):
-        params, state = step(params, state)
+    for i in range(150):
+        params, state = step(params, state, jax.random.key(i))
     quantizer = bind(template, params)
     codes = quantizer.encode(x)
     errors = [jnp.mean(jnp.square(x - total)) for total in quantizer.partial(codes)]

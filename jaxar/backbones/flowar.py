@@ -84,11 +84,13 @@ class FlowAR(TwoStacks):
             jnp.concatenate([start, self.embed(inputs)], 1),
             layout.place,
             condition,
-            sizes=(sum(layout.sizes),),
-            rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
-            mask=layout.mask,
+            self.shared(
+                sizes=(sum(layout.sizes),),
+                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                mask=layout.mask,
+                collect=collect,
+            ),
             cache=cache,
-            collect=collect,
             key=key,
         )
         return x + self.out_positions(layout.place), kept

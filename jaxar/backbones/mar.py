@@ -122,14 +122,14 @@ class MAR(TwoStacks):
         seen = jnp.concatenate([jnp.ones(self.buffer, bool), is_there])
 
         x = jnp.concatenate([self._class_tokens(labels), self.embed(tokens[rows, there])], 1)
-        x, _ = self.encode(x, place, None, mask=seen[None], key=first)
+        x, _ = self.encode(x, place, None, self.shared(mask=seen[None]), key=first)
         x = self.between(x)
 
         grid = jnp.broadcast_to(self.mask[...], (batch, n, self.width))
         target = jnp.where(is_there, there, n)  # what is not there is written nowhere
         grid = grid.at[rows, target].set(x[:, self.buffer :], mode="drop")
         x = jnp.concatenate([x[:, : self.buffer], grid], 1)
-        x, _ = self.decode(x, jnp.arange(self.buffer + n), None, key=second)
+        x, _ = self.decode(x, jnp.arange(self.buffer + n), None, self.shared(), key=second)
         return x[:, self.buffer :] + self.out_positions(jnp.arange(n))
 
     def _class_tokens(self, labels: Array) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, KeyValue
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import Block, Dropout, Transformer
+from jaxar.nn.transformer import Block, Dropout, Pass, Transformer
 from jaxar.typing import Array, Float
 
 Cache = dict[str, KeyValue]
@@ -70,7 +70,14 @@ class TwoStacks(Module):
         self.decoder_norm = norm(width)
 
     def encode(
-        self, x: Float[Array, "b n d"], place: Array | np.ndarray, condition: Any, **shared: Any
+        self,
+        x: Float[Array, "b n d"],
+        place: Array | np.ndarray,
+        condition: Any,
+        shared: Pass,
+        *,
+        cache: KeyValue | None = None,
+        key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
         """Returns (1), and the keys and values if they are collected.
 
@@ -78,18 +85,27 @@ class TwoStacks(Module):
           x: Embedded tokens.
           place: Their positions, (n,) or (b, n).
           condition: What the blocks take as such.
-          **shared: Further arguments of `Transformer`.
+          shared: What all layers share, see `shared`.
+          cache: Keys and values of earlier tokens.
+          key: Randomness of dropout, or None for none.
         """
         x = self.embed_norm(x + self.encoder_positions(place))
-        x, kept = self.encoder(x, condition, **self._shared(shared))
+        x, kept = self.encoder(x, condition, shared, cache=cache, key=key)
         return self.encoder_norm(x), kept
 
     def decode(
-        self, x: Float[Array, "b n d"], place: Array | np.ndarray, condition: Any, **shared: Any
+        self,
+        x: Float[Array, "b n d"],
+        place: Array | np.ndarray,
+        condition: Any,
+        shared: Pass,
+        *,
+        cache: KeyValue | None = None,
+        key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
         """Returns (2) of what `between` gave, and the keys and values if they are collected."""
         x = x + self.decoder_positions(place)
-        x, kept = self.decoder(x, condition, **self._shared(shared))
+        x, kept = self.decoder(x, condition, shared, cache=cache, key=key)
         return self.decoder_norm(x), kept
 
     def through(
@@ -97,23 +113,25 @@ class TwoStacks(Module):
         x: Float[Array, "b n d"],
         place: Array | np.ndarray,
         condition: Any,
+        shared: Pass,
         *,
         cache: Cache | None,
-        collect: bool,
         key: Array | None,
-        **shared: Any,
     ) -> tuple[Float[Array, "b n d"], Cache | None]:
-        """Returns (1) and (2) one after the other, and with `collect` the keys and values."""
+        """Returns (1) and (2) one after the other, and the keys and values if collected."""
         first, second = layers.split_or_none(key, 2)
         past = cache or {"encoder": None, "decoder": None}
-        shared["collect"] = collect
-        x, encoder = self.encode(x, place, condition, cache=past["encoder"], key=first, **shared)
-        x, decoder = self.decode(
-            self.between(x), place, condition, cache=past["decoder"], key=second, **shared
-        )
+        x, encoder = self.encode(x, place, condition, shared, cache=past["encoder"], key=first)
+        x = self.between(x)
+        x, decoder = self.decode(x, place, condition, shared, cache=past["decoder"], key=second)
         if encoder is None or decoder is None:
             return x, None
         return x, {"encoder": encoder, "decoder": decoder}
+
+    def shared(self, **more: Any) -> Pass:
+        """Returns what all layers of a pass share: this network's own, and `more`."""
+        dtype = layers.DTYPES[self.dtype]
+        return Pass(dtype=dtype, rates=self.rates, remat=self.remat, **more)
 
     def empty_cache(self, batch: int, tokens: int) -> Cache:
         """Returns a cache with room for `tokens` tokens, in the compute dtype."""
@@ -122,10 +140,6 @@ class TwoStacks(Module):
             "encoder": self.encoder.empty_cache(*shape),
             "decoder": self.decoder.empty_cache(*shape),
         }
-
-    def _shared(self, shared: dict[str, Any]) -> dict[str, Any]:
-        own = dict(rates=self.rates, remat=self.remat, dtype=layers.DTYPES[self.dtype])
-        return {**own, **shared}
 
 
 def gated_block(width: int, heads: int, mlp_ratio: float, key: Array) -> Module:

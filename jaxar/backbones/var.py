@@ -15,7 +15,7 @@ import numpy as np
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CosineAttention, KeyValue
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import Block, Dropout, Offset, Transformer
+from jaxar.nn.transformer import Block, Dropout, Offset, Pass, Transformer
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float, Int
 
@@ -117,13 +117,15 @@ class VAR(Module):
         x, kept = self.blocks(
             x,
             condition if self.shared is None else self.shared(condition),
-            sizes=(sum(layout.sizes),),
-            mask=layout.mask,
+            Pass(
+                sizes=(sum(layout.sizes),),
+                mask=layout.mask,
+                dtype=layers.DTYPES[self.dtype],
+                rates=self.rates,
+                remat=self.remat,
+                collect=collect,
+            ),
             cache=cache,
-            collect=collect,
-            rates=self.rates,
-            remat=self.remat,
-            dtype=layers.DTYPES[self.dtype],
             key=key,
         )
         scale, shift = jnp.moveaxis(self.head_modulation(condition), 2, 0)

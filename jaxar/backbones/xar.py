@@ -103,11 +103,13 @@ class XAR(TwoStacks):
             self.embed(tokens),
             layout.place,
             self.classes(labels)[:, None] + self.time(times),
-            sizes=layout.sizes,
-            rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
-            mask=layout.mask,
+            self.shared(
+                sizes=layout.sizes,
+                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                mask=layout.mask,
+                collect=collect,
+            ),
             cache=cache,
-            collect=collect,
             key=key,
         )
         return self.predict(x), kept

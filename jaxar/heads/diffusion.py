@@ -61,6 +61,8 @@ class DiffusionHead(Module):
         depth: int,
         steps: int = 1000,
         repeats: int = 4,
+        dtype: str = "float32",
+        remat: bool = False,
         key: Array,
     ):
         """Makes the network; modulation and output start at zero.
@@ -73,25 +75,33 @@ class DiffusionHead(Module):
           depth: Residual blocks.
           steps: Steps of the diffusion in training.
           repeats: Uses of each token in a loss.
+          dtype: "float32", or "bfloat16" for the matrix products inside blocks.
+          remat: Whether the backward pass computes the inside of blocks anew.
           key: Randomness of the initial values.
         """
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 6)
         self.channels, self.repeats, self.diffusion = channels, repeats, Diffusion(steps)
+        self.dtype, self.remat = dtype, remat
         self.embed = layers.Linear(channels, width, key=keys[0])
         self.time = layers.TimeEmbedding(
             width, scale=1.0, truncate=False, key=keys[1], init=layers.normal(0.02)
         )
         self.condition = layers.Linear(hidden, width, key=keys[2])
         self.blocks = stack(lambda key: ResidualBlock(width, key=key), depth, keys[3])
-        self.modulation = layers.Adaptive(width, (2, width), key=key, init=layers.zeros)
-        self.predict = layers.Linear(width, 2 * channels, key=key, init=layers.zeros)
+        self.modulation = layers.Adaptive(width, (2, width), key=keys[4], init=layers.zeros)
+        self.predict = layers.Linear(width, 2 * channels, key=keys[5], init=layers.zeros)
 
     def __call__(
         self, x: Float[Array, "... c"], steps: Array, hidden: Float[Array, "... d"]
     ) -> Float[Array, "... c2"]:
         """Returns predicted noise, then variances, for steps of training that broadcast."""
-        condition = self.time(steps) + self.condition(hidden)
-        y, _ = scan(lambda y, block: (block(y, condition), None), self.embed(x), self.blocks)
+        condition = self.time(steps.astype(jnp.float32)) + self.condition(hidden)
+        dtype = layers.DTYPES[self.dtype]
+
+        def body(y, block):
+            return block(y, condition, dtype), None
+
+        y, _ = scan(body, self.embed(x), self.blocks, remat=self.remat)
         shift, scale = jnp.moveaxis(self.modulation(condition), -2, 0)
         return self.predict(layers.modulate(layers.layer_norm(y), scale, shift))
 
@@ -115,7 +125,7 @@ class DiffusionHead(Module):
         output = self(x_t, noise.steps, hidden)
         return jnp.mean(self.diffusion.loss(output, x, x_t, noise.steps, noise.noise), 0)
 
-    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Float[Array, "b m c"]:
+    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Float[Array, "b2 m c"]:
         """Returns the tokens; guidance acts on the noise, variances are the conditional ones."""
         batch = len(hidden) // (1 if turn.guide is None else 2)
         shape = (hidden.shape[1], self.channels)
@@ -147,8 +157,9 @@ class ResidualBlock(Module):
         self.modulation = layers.Adaptive(width, (3, width), key=modulation, init=layers.zeros)
 
     def __call__(
-        self, x: Float[Array, "... d"], condition: Float[Array, "... d"]
+        self, x: Float[Array, "... d"], condition: Float[Array, "... d"], dtype: Any = jnp.float32
     ) -> Float[Array, "... d"]:
-        """Returns tokens; every one has its own condition."""
-        shift, scale, gate = jnp.moveaxis(self.modulation(condition), -2, 0)
-        return x + gate * self.mlp(layers.modulate(self.norm(x), scale, shift))
+        """Returns tokens, float32; every one has its own condition, and `dtype` is that inside."""
+        shift, scale, gate = jnp.moveaxis(self.modulation(condition, dtype), -2, 0)
+        y = layers.modulate(self.norm(x), scale, shift)
+        return x + gate * self.mlp(y.astype(dtype))

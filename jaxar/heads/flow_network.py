@@ -22,8 +22,8 @@ from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.module import Module
 from jaxar.nn.rope import rotary_table
-from jaxar.nn.transformer import Block, Transformer
-from jaxar.plan import Plan
+from jaxar.nn.transformer import Block, Pass, Transformer
+from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float
 
 
@@ -92,30 +92,30 @@ class FlowNetwork(Module):
     def __call__(
         self,
         x: Float[Array, "b n c"],
-        times: Float[Array, "b n"],
+        times: Float[Array, "b g"],
         hidden: Float[Array, "b n d"],
-        place: Any,
-        mask: Any = None,
+        layout: Layout,
     ) -> Float[Array, "b n c"]:
         """Returns float32 velocities.
 
         Args:
           x: Noised tokens.
-          times: In [0, 1], one for each token, or (b, 1) one for all.
+          times: One time in [0, 1] for each segment of the layout.
           hidden: Condition of each token.
-          place: (n,) places of the tokens in the plan's sequence.
-          mask: (n, n) bool where tokens of several entities come together.
+          layout: Places, segments and mask of these tokens; entities must not see each other.
         """
         time, condition = self.time(times), self.condition(hidden)
-        both = time + condition
+        both = layers.per_segment(jnp.add, condition, (time,), layout.sizes)
         y, _ = self.blocks(
             self.embed(x),
             (time, both, hidden) if self.cross else both,
-            sizes=(1,) * x.shape[1],
-            rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, place],
-            mask=mask,
-            remat=self.remat,
-            dtype=layers.DTYPES[self.dtype],
+            Pass(
+                sizes=layout.sizes if self.cross else (1,) * x.shape[1],
+                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                mask=layout.mask,
+                dtype=layers.DTYPES[self.dtype],
+                remat=self.remat,
+            ),
         )
         shift, scale = jnp.moveaxis(self.modulation(both), 2, 0)
         return self.predict(layers.modulate(layers.rms_norm(y), scale, shift))
@@ -133,23 +133,26 @@ class FlowNetwork(Module):
     ) -> Float[Array, "b n"]:
         """Returns the squared error of every token, so weighted that its mean is (1)."""
         noised, target = self.flow.prepare(tokens, noise, plan)
-        same = plan.entity[:, None] == plan.entity[None, :]
-        times = noise.times[:, plan.entity]
-        velocity = self(noised, times, hidden, np.arange(plan.tokens), same)
+        inside = plan.entity[:, None] == plan.entity[None, :]
+        layout = Layout(np.arange(plan.tokens), plan.sizes, inside)
+        velocity = self(noised, noise.times, hidden, layout)
         error = jnp.mean(jnp.square(velocity - target), -1)
         return error * (plan.tokens / plan.sizes[-1])
 
-    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Float[Array, "b m c"]:
+    def draw(self, hidden: Float[Array, "b2 m d"], turn: Turn) -> Float[Array, "b m c"]:
         """Returns the tokens of one entity, in the dtype of the solver's state.
+
+        Tokens that are entities of their own may be drawn together.
 
         Outside the interval of guidance the unconditional half is not computed. The release goes
         on with it there, from noise of its own; nothing of it reaches the other half.
         """
         batch = len(hidden) // (1 if turn.guide is None else 2)
+        layout = self._drawn_together(turn.place, hidden.shape[1])
 
         def predict(x, t, hidden):
-            times = jnp.broadcast_to(t.astype(jnp.float32), (len(hidden), 1))
-            return self(x.astype(jnp.float32), times, hidden, turn.place).astype(x.dtype)
+            times = jnp.broadcast_to(t.astype(jnp.float32), (len(hidden), len(layout.sizes)))
+            return self(x.astype(jnp.float32), times, hidden, layout).astype(x.dtype)
 
         def velocity(x, t):
             return guided(
@@ -161,6 +164,13 @@ class FlowNetwork(Module):
 
         shape = (hidden.shape[1], self.channels)
         return solve(velocity, shape, turn.settings, self.flow.path, turn.draws, turn.known)
+
+    def _drawn_together(self, place: Any, size: int) -> Layout:
+        """Returns the layout of one entity at these places, or of tokens that each are one."""
+        if max(self.plan.sizes) > 1:
+            return Layout(place, (size,), None)
+        # A token that sees itself alone does so anywhere: places may differ among the examples.
+        return Layout(np.arange(size), (1,) * size, np.eye(size, dtype=bool))
 
 
 class CrossBlock(Module):
@@ -184,28 +194,32 @@ class CrossBlock(Module):
         self,
         x: Float[Array, "b n d"],
         condition: tuple[Array, Array, Array],
+        shared: Pass,
         *,
-        rope: Float[Array, "2 n e"],
-        mask: Any = None,
-        dtype: Any = jnp.float32,
-        **unused: Any,
+        cache: None = None,
+        path_rate: Array | float = 0.0,
+        key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """Returns the tokens, float32, and no cache.
 
         Args:
           x: Tokens.
-          condition: Time, time + condition, and the hidden vectors, (b, n or 1, ...) each.
-          rope: Rotary table of the tokens' positions.
-          mask: (n, n) bool or None.
-          dtype: Of the computation inside.
-          **unused: What other blocks take.
+          condition: Time (b, g, d) of each segment; time + condition (b, n, d) and the hidden
+            vectors (b, n, d2) of each token.
+          shared: What all layers share.
+          cache: There is none.
+          path_rate: Not used: this block has no dropout.
+          key: Not used.
         """
+        sizes, dtype = shared.sizes, shared.dtype
         time, both, hidden = condition
         gate_1, scale_1, shift_1 = jnp.moveaxis(self.time_modulation(time, dtype), 2, 0)
         gate_2, scale_2, shift_2 = jnp.moveaxis(self.modulation(both, dtype), 2, 0)
-        y = layers.modulate(layers.rms_norm(x), scale_1, shift_1).astype(dtype)
-        x = x + gate_1 * self.attention(y, rope=rope, mask=mask)[0]
+        y = layers.per_segment(layers.modulate, layers.rms_norm(x), (scale_1, shift_1), sizes)
+        y, _ = self.attention(y.astype(dtype), rope=shared.rope, mask=shared.mask)
+        x = x + layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
         context = self.context_norm(hidden).astype(dtype)
-        x = x + self.cross(self.cross_norm(x).astype(dtype), context, rope=rope, mask=mask)
+        y = self.cross_norm(x).astype(dtype)
+        x = x + self.cross(y, context, rope=shared.rope, mask=shared.mask)
         y = layers.modulate(layers.rms_norm(x), scale_2, shift_2).astype(dtype)
         return x + gate_2 * self.mlp(y), None

@@ -163,6 +163,10 @@ class Autoencoding(Generic[N]):
             loss, metrics = loss + begun * game, {**metrics, **seen}
         return loss, {"loss": loss, **metrics}
 
+    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+        """Returns the parameters with those set that no gradient moves: here there are none."""
+        return params
+
     def reconstruct(
         self, params: Params, images: Float[Array | np.ndarray, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h w c"]:

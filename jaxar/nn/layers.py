@@ -161,8 +161,8 @@ class MLP(Module):
         self.down = Linear(hidden, width, key=down, init=out_init)
 
     def __call__(
-        self, x: Float[Array, "b n d"], rate: float = 0.0, key: Array | None = None
-    ) -> Float[Array, "b n d"]:
+        self, x: Float[Array, "... d"], rate: float = 0.0, key: Array | None = None
+    ) -> Float[Array, "... d"]:
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
         hidden = dropout(self.activation(self.up(x)), rate, inner)

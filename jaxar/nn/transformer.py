@@ -31,6 +31,29 @@ class Dropout:
     path: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What all layers of one pass share.
+
+    Attributes:
+      sizes: Tokens of each segment; a segment has one condition.
+      rope: Rotary table (2, n, e) of the tokens' positions, or None.
+      mask: (n, m) bool or None, see `attend`.
+      dtype: Of the computation inside blocks, and of keys and values.
+      rates: Dropout, where a key is given.
+      remat: Whether to keep only the tokens between blocks for the backward pass.
+      collect: Whether to return keys and values.
+    """
+
+    sizes: tuple[int, ...] = ()
+    rope: Any = None
+    mask: Mask = None
+    dtype: Any = jnp.float32
+    rates: Dropout = Dropout()
+    remat: bool = False
+    collect: bool = False
+
+
 class Block(Module):
     """Attention and MLP, each modulated and gated by the condition of its segment.
 
@@ -64,21 +87,18 @@ class Block(Module):
         self,
         x: Float[Array, "b n d"],
         condition: Float[Array, "b g ..."],
+        shared: Pass,
         *,
-        sizes: tuple[int, ...],
-        rope: Float[Array, "2 n e"] | None = None,
-        mask: Mask = None,
         cache: KeyValue | None = None,
-        rates: Dropout = Dropout(),
         path_rate: Array | float = 0.0,
-        dtype: Any = jnp.float32,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
-        """Returns the tokens, float32, and this layer's keys and values, `dtype`.
+        """Returns the tokens, float32, and this layer's keys and values.
 
-        Attention, MLP and modulation compute in `dtype`; the sum over layers stays float32, as in
-        the releases under automatic mixed precision.
+        Attention, MLP and modulation compute in the dtype of the pass; the sum over layers stays
+        float32, as in the releases under automatic mixed precision.
         """
+        sizes, dtype, rates = shared.sizes, shared.dtype, shared.rates
         first, second, third, fourth = layers.split_or_none(key, 4)
         vectors = self.modulation(condition, dtype)
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = jnp.moveaxis(vectors, 2, 0)
@@ -86,8 +106,8 @@ class Block(Module):
         y = layers.per_segment(layers.modulate, self.norm(x), (scale_1, shift_1), sizes)
         y, keys_values = self.attention(
             y.astype(dtype),
-            rope=rope,
-            mask=mask,
+            rope=shared.rope,
+            mask=shared.mask,
             cache=cache,
             attention_rate=rates.attention,
             rate=rates.projection,
@@ -116,19 +136,18 @@ class PlainBlock(Module):
         self,
         x: Float[Array, "b n d"],
         condition: None,
+        shared: Pass,
         *,
-        mask: Mask = None,
         cache: KeyValue | None = None,
-        rates: Dropout = Dropout(),
         path_rate: Array | float = 0.0,
-        dtype: Any = jnp.float32,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
-        """Returns the tokens, float32, and this layer's keys and values, `dtype`."""
+        """Returns the tokens, float32, and this layer's keys and values."""
+        dtype, rates = shared.dtype, shared.rates
         first, second = layers.split_or_none(key, 2)
         y, keys_values = self.attention(
             self.attention_norm(x).astype(dtype),
-            mask=mask,
+            mask=shared.mask,
             cache=cache,
             attention_rate=rates.attention,
             rate=rates.projection,
@@ -164,38 +183,30 @@ class Transformer(Module):
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        condition: Any = None,
+        condition: Any,
+        shared: Pass,
         *,
         cache: KeyValue | None = None,
-        collect: bool = False,
-        rates: Dropout = Dropout(),
-        remat: bool = False,
         key: Array | None = None,
-        **shared: Any,
     ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
-        """Returns the tokens, and with `collect` the stacked keys and values of these tokens.
+        """Returns the tokens, and if they are collected, their stacked keys and values.
 
         Args:
           x: Tokens.
           condition: What the blocks take as such.
+          shared: What all layers share.
           cache: Stacked keys and values (l, b, m - n, k, e) of earlier tokens.
-          collect: Whether to return keys and values.
-          rates: Dropout rates, used where a key is given.
-          remat: Whether to keep only the tokens between blocks for the backward pass.
           key: Randomness of the dropout.
-          **shared: Arguments of the blocks that are the same for all: sizes, rope, mask, dtype.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
-        path_rates = jnp.linspace(0, rates.path, self.depth)
+        path_rates = jnp.linspace(0, shared.rates.path, self.depth)
 
         def body(x, layer):
             block, cache, key, path_rate = layer
-            x, keys_values = block(
-                x, condition, cache=cache, rates=rates, path_rate=path_rate, key=key, **shared
-            )
-            return x, keys_values if collect else None
+            x, keys_values = block(x, condition, shared, cache=cache, path_rate=path_rate, key=key)
+            return x, keys_values if shared.collect else None
 
-        return scan(body, x, (self.blocks, cache, keys, path_rates), remat=remat)
+        return scan(body, x, (self.blocks, cache, keys, path_rates), remat=shared.remat)
 
     def empty_cache(self, batch: int, tokens: int, dtype: Any) -> KeyValue:
         """Returns keys and values of zeros, with room for `tokens` tokens in every layer."""

@@ -67,6 +67,9 @@ class FiniteScalar(Module):
         """Returns 0: squashed numbers reach every level."""
         return jnp.zeros(())
 
+    def settle(self, seen: Sequence[Array], key: Array) -> None:
+        """Sets nothing: there is no codebook."""
+
     def quantize(
         self, features: Float[Array, "... c"]
     ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
@@ -145,6 +148,9 @@ class LookupFree(Module):
         unsure = -jnp.mean(jnp.sum(p * log_p, -1))
         mean = jnp.mean(p, 0)
         return self.entropy * (unsure + jnp.sum(mean * jnp.log(mean + 1e-20)))
+
+    def settle(self, seen: Sequence[Array], key: Array) -> None:
+        """Sets nothing: there is no codebook."""
 
     def quantize(
         self, features: Float[Array, "... c"]

@@ -3,24 +3,27 @@
     codes = nearest(z),    q = embed(codes)                                            (1)
     loss = |q - sg z|^2 + beta |sg q - z|^2                                            (2)
     straight-through: z + sg(q - z)                                                    (3)
+    code = sums / counts,    both moving averages over the vectors that chose it       (4)
 
 sg is a constant to the gradient and |.|^2 a mean over all numbers. In (2) the first term moves the
 codebook and the second, the commitment, the encoder; in (3) the decoder's gradient passes to the
 encoder as if nothing had been quantized.
-Source: arXiv 1711.00937, equations 1 to 3; FoundationVision/VAR models/quant.py for the side of
-beta.
+A codebook learns by the first term of (2), or is the average (4).
+Source: arXiv 1711.00937, equations 1 to 3 and appendix A.1 for (4);
+FoundationVision/VAR models/quant.py for the side of beta.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float, Int
 
 DISTANCES = ("euclidean", "cosine")
+LEARNING = ("gradient", "average")
 
 
 @runtime_checkable
@@ -47,6 +50,15 @@ class Quantizer(Protocol):
         """Returns what keeps the codes in use, given all that was quantized; 0 for nothing."""
         ...
 
+    def settle(self, seen: Sequence[Array], key: Array) -> None:
+        """Sets parameters that no gradient moves, after a step of training.
+
+        Args:
+          seen: What was quantized, (n, c) for each level.
+          key: Randomness.
+        """
+        ...
+
     def quantize(
         self, features: Float[Array, "... c"]
     ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
@@ -55,12 +67,12 @@ class Quantizer(Protocol):
 
 
 class VectorQuantizer(Module):
-    """A codebook that is learned by gradient.
+    """A codebook, learned by gradient or as an average of the vectors that choose its codes.
 
     By cosine, a code is chosen by its direction alone and still has its own length: residuals of a
     residual quantizer need lengths.
     Source: arXiv 1711.00937; FoundationVision/VAR models/quant.py (`using_znorm` is the cosine);
-    arXiv 2005.00341, section 3.2, and 2307.15139 for bringing codes back to vectors of the batch.
+    arXiv 2005.00341, section 3.2, for the restart of dead codes.
     """
 
     def __init__(
@@ -70,7 +82,9 @@ class VectorQuantizer(Module):
         channels: int = 32,
         distance: str = "euclidean",
         beta: float = 0.25,
-        revival: float = 0.0,
+        learning: str = "gradient",
+        decay: float = 0.99,
+        restart: float = 0.0,
         key: Array,
     ):
         """Draws the codebook uniformly within 1 / vocabulary.
@@ -80,25 +94,35 @@ class VectorQuantizer(Module):
           channels: Numbers of a vector.
           distance: "euclidean" or "cosine".
           beta: Weight of the commitment in `quantize`.
-          revival: Weight of the `penalty` that brings back codes that nothing chooses.
+          learning: "gradient", or "average" for (4).
+          decay: Of the moving averages, those of `restart` too.
+          restart: A code that fewer vectors of a batch choose, on average, starts again as one of
+            the batch; 0 for never.
           key: Randomness of the initial values.
 
         Raises:
           ValueError: an argument makes no sense.
         """
-        if min(vocabulary, channels) < 1 or min(beta, revival) < 0:
+        if min(vocabulary, channels) < 1 or min(beta, restart) < 0 or not 0 <= decay < 1:
             raise ValueError(
                 f"vocabulary={vocabulary} and channels={channels} must be at least 1, beta={beta} "
-                f"and revival={revival} at least 0."
+                f"and restart={restart} at least 0, decay={decay} from 0 to below 1."
             )
         if distance not in DISTANCES:
             raise ValueError(f"The distance is one of {list(DISTANCES)}, not {distance!r}.")
+        if learning not in LEARNING:
+            raise ValueError(f"Codebooks learn by one of {list(LEARNING)}, not {learning!r}.")
         self.vocabulary, self.channels, self.distance = vocabulary, channels, distance
-        self.beta, self.revival = beta, revival
+        self.beta, self.decay, self.restart = beta, decay, restart
+        self.averaged = learning == "average"
         bound = 1 / vocabulary
         self.codebook = Param(
             jax.random.uniform(key, (vocabulary, channels), minval=-bound, maxval=bound)
         )
+        if self.averaged or restart:
+            self.counts = Param(jnp.full(vocabulary, max(restart, 1.0)))
+        if self.averaged:
+            self.sums = Param(self.codebook[...] * self.counts[...][:, None])
 
     def distances(self, features: Float[Array, "... c"]) -> Float[Array, "... v"]:
         """Returns half the squared distance to each code, less a number of the vector's own.
@@ -118,32 +142,59 @@ class VectorQuantizer(Module):
 
     def embed(self, codes: Int[Array, "..."]) -> Float[Array, "... c"]:
         """Returns the vector of each code, which the caller has checked to be in range."""
-        return self.codebook[...][codes]
+        codebook = self.codebook[...]
+        return (jax.lax.stop_gradient(codebook) if self.averaged else codebook)[codes]
 
     def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
-        """Returns `revival` x the mean over codes of |code - vector|^2 where unchosen.
+        """Returns 0: codes are kept in use by `settle`."""
+        return jnp.zeros(())
 
-        A code that nothing in the batch has chosen is drawn to a vector of the batch, another one
-        for each code, until it is chosen; codes in use do not feel it. This takes the place of
-        restarting dead codes, which needs counts from step to step.
+    def settle(self, seen: Sequence[Array], key: Array) -> None:
+        """Moves the averages (4), and starts dead codes again.
+
+        Restarts are shared out equally among the levels: by their numbers, the finest would get
+        nearly all, and the coarsest, which have few vectors, would keep sharing a few codes.
         """
-        if not self.revival:
-            return jnp.zeros(())
-        chosen = jnp.zeros(self.vocabulary, bool).at[self.nearest(features)].set(True)
-        spread = np.arange(self.vocabulary) * len(features) // self.vocabulary
-        vectors = jax.lax.stop_gradient(features)[spread]
-        apart = jnp.mean(jnp.square(self.codebook[...] - vectors), -1)
-        return self.revival * jnp.mean(jnp.where(chosen, 0.0, apart))
+        if not (self.averaged or self.restart):
+            return
+        vectors = jnp.concatenate([*seen])
+        chosen = jax.nn.one_hot(self.nearest(vectors), self.vocabulary)
+        counts = self._moved(self.counts[...], jnp.sum(chosen, 0))
+        codebook = self.codebook[...]
+        if self.averaged:
+            sums = self._moved(self.sums[...], jnp.matmul(chosen.T, vectors, precision="highest"))
+            known = counts[:, None] > 1e-6  # forgotten codes stay where they are
+            codebook = jnp.where(known, sums / jnp.maximum(counts, 1e-6)[:, None], codebook)
+        if self.restart:
+            dead = counts < self.restart
+            codebook = jnp.where(dead[:, None], self._candidates(seen, key), codebook)
+            counts = jnp.where(dead, max(self.restart, 1.0), counts)
+        self.codebook[...], self.counts[...] = codebook, counts
+        if self.averaged:
+            self.sums[...] = codebook * counts[:, None]
+
+    def _moved(self, average: Array, new: Array) -> Array:
+        return self.decay * average + (1 - self.decay) * new
+
+    def _candidates(self, seen: Sequence[Array], key: Array) -> Float[Array, "v c"]:
+        """Returns for each code a vector of the batch, of a level drawn at random."""
+        choice, *keys = jax.random.split(key, 1 + len(seen))
+        options = jnp.stack(
+            [
+                own[jax.random.randint(key, (self.vocabulary,), 0, len(own))]
+                for own, key in zip(seen, keys, strict=True)
+            ]
+        )
+        level = jax.random.randint(choice, (self.vocabulary,), 0, len(seen))
+        return options[level, jnp.arange(self.vocabulary)]
 
     def quantize(
         self, features: Float[Array, "... c"]
     ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
-        """Returns codes, vectors by (3), and (2) plus the penalty."""
+        """Returns codes, vectors by (3), and (2)."""
         codes = self.nearest(features)
         vectors = self.embed(codes)
-        loss = fit(vectors, features, self.beta)
-        loss = loss + self.penalty(features.reshape(-1, self.channels))
-        return codes, straight_through(vectors, features), loss
+        return codes, straight_through(vectors, features), fit(vectors, features, self.beta)
 
 
 def fit(

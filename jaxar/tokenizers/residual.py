@@ -154,11 +154,15 @@ class MultiScaleQuantizer(Module):
         return jnp.concatenate([jnp.zeros((len(codes[0]), 0, self.channels)), *inputs], 1)
 
     def quantize(
-        self, features: Float[Array, "b h w c"]
+        self, features: Float[Array, "b h w c"], used: Int[Array, " b"] | None = None
     ) -> tuple[Codes, Float[Array, "b h w c"], Float[Array, ""]]:
         """Returns the codes, f_K with a gradient straight through, and (5) plus the penalty.
 
         Codebook and phis learn from the loss alone.
+
+        Args:
+          features: The map.
+          used: For each example the number k of levels, 1 to K, whose f_k is returned instead.
 
         Raises:
           ValueError: see `encode`.
@@ -167,7 +171,15 @@ class MultiScaleQuantizer(Module):
         loss = jnp.mean(jnp.stack([fit(total, features, self.beta) for total in totals]))
         seen = [residual.reshape(-1, self.channels) for residual in residuals]
         loss = loss + self.quantizer.penalty(jnp.concatenate(seen))
-        return codes, straight_through(totals[-1], features), loss
+        final = totals[-1]
+        if used is not None:
+            final = jnp.stack(totals)[used - 1, jnp.arange(len(features))]
+        return codes, straight_through(final, features), loss
+
+    def settle(self, features: Float[Array, "b h w c"], key: Array) -> None:
+        """Sets the quantizer's parameters that no gradient moves, given a batch of training."""
+        _, _, residuals = self._walk(jax.lax.stop_gradient(features))
+        self.quantizer.settle([x.reshape(-1, self.channels) for x in residuals], key)
 
     def join(self, codes: Codes) -> Int[Array, "b n"]:
         """Returns the codes of all levels as one sequence, each level in raster order."""

@@ -1,6 +1,7 @@
 """One training step: where the loss is taken, the parameters move and the average follows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +34,14 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key_for("train", seed), state.step)
+        batch = {**batch, "step": state.step}
         (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
-            state.params, {**batch, "step": state.step}, key
+            state.params, batch, key
         )
         norm = optax.tree.norm(gradients)
         updates, moved = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
+        params = system.settle(params, state.params, batch, key)
         average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
 
         # A skipped step also leaves the optimiser's count, and with it the learning rate.
