@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
             iterations=256,
             steps=100,
             temperature=1.0,
+            clip=0.0,
             guidance=2.9,
             schedule="linear",
             low=0.0,

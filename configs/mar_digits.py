@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
     config.name = "mar_digits"
     config.system = "next_x"
     config.seed = 0
-    config.batch_size = 64
-    config.steps = 3000
+    config.batch_size = 32
+    config.steps = 2000
 
     config.data = spec("digits", split="train", size=16)
     config.data_shape = (16, 16, 1)
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.label_dropout = 0.1
     config.model = spec(
         "mar",
-        width=96,
+        width=64,
         depth=(2, 2),
         heads=4,
         mlp_ratio=4.0,
@@ -40,12 +40,12 @@ def get_config() -> ConfigDict:
         remat=False,
     )
     config.head = spec(
-        "diffusion", width=128, depth=3, steps=1000, repeats=4, dtype="float32", remat=False
+        "diffusion", width=128, depth=2, steps=1000, repeats=4, dtype="float32", remat=False
     )
 
     config.optimizer = ConfigDict(
         dict(
-            base_learning_rate=8e-3,  # for 256 examples: 2e-3 at batch 64
+            base_learning_rate=2.4e-2,  # for 256 examples: 3e-3 at batch 32
             final_learning_rate=1e-5,
             warmup_steps=100,
             warmup_from=0.0,
@@ -59,13 +59,14 @@ def get_config() -> ConfigDict:
             clip_norm=3.0,
         )
     )
-    config.ema = 0.995
+    config.ema = 0.99
 
     config.sample = ConfigDict(
         dict(
             iterations=16,
             steps=50,
             temperature=1.0,
+            clip=1.0,
             guidance=2.0,
             schedule="linear",
             low=0.0,

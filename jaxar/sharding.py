@@ -21,6 +21,8 @@ LOGICAL = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", None: None}
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("qkv/kernel", ("embed", None, "heads", None)),
     ("qkv/bias", (None, "heads", None)),
+    ("cross/query/kernel", ("embed", "heads", None)),
+    ("cross/kv/kernel", ("embed", None, "heads", None)),
     ("out/kernel", ("heads", None, "embed")),
     ("gate/kernel", ("embed", "mlp")),
     ("gate/bias", ("mlp",)),
@@ -28,6 +30,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("up/bias", ("mlp",)),
     ("down/kernel", ("mlp", "embed")),
     ("modulation/kernel", ("embed", None, None)),
+    ("time_modulation/kernel", ("embed", None, None)),
+    ("condition/kernel", ("embed", None)),
     ("between/kernel", ("embed", None)),
     ("time/second/kernel", ("embed", None)),
     ("predict/kernel", ("embed", None)),

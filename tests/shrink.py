@@ -27,6 +27,8 @@ def shrunk(name, *overrides):
         "model.dtype=float32",
         "head.width=16",
         "head.depth=2",
+        "head.heads=2",
+        "head.dtype=float32",
         "batch_size=4",
         "steps=4",
         "optimizer.warmup_steps=1",
@@ -42,14 +44,14 @@ def shrunk(name, *overrides):
         "checkpoint.every=2",
     ]
     fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
+    small = [word for word in small if word.split("=")[0] in fields]
     if "levels" in config.autoencoder:
         small += ["autoencoder.width=16", "autoencoder.multipliers=(1,1)", "autoencoder.blocks=1"]
         small += ["autoencoder.attention=(1,)", "quantizer.vocabulary=32", "quantizer.channels=8"]
         small += ["data_shape=(4,4,8)", "plan.sizes=(1,2,3,4)", "autoencoder.levels=(1,2,3,4)"]
-    elif config.data_shape == (16, 16, 32):  # the paper's latents: four cells still, of 2 x 2
-        small += ["plan.sizes=(1,2,4)", "head.heads=2"]
-        small += ["data_shape=(4,4,32)", "plan.height=2", "plan.width=2"]
-    small = [word for word in small if word.split("=")[0] in fields]
+    elif config.data_shape == (16, 16, 32):  # the papers' latents: four cells still, or 3 scales
+        plans = {"cell": ["plan.height=2", "plan.width=2"], "scale": ["plan.sizes=(1,2,4)"]}
+        small += ["data_shape=(4,4,32)", *plans.get(config.plan.name, [])]
     return configs.override(config, [*small, *overrides])
 
 

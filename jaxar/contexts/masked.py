@@ -2,12 +2,14 @@
 
 In training a random share of the tokens is masked, and the loss is that of the masked ones. In
 sampling every example has its own random order; each iteration reveals the next tokens of it, more
-and more, until none are left. One compiled step serves all iterations: how many tokens are kept is
-a number, and each iteration draws as many tokens as the largest needs and keeps what is due.
+and more, until none are left. How many tokens are kept is a number, so that one compiled step
+serves many iterations: the encoder has room for as many tokens as the last of them keeps, and each
+draws as many as the largest needs and keeps what is due.
 Source: arXiv 2406.11838, section 3.4; LTH14/mar models/mar.py.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -20,6 +22,11 @@ from jaxar.entities import Entities
 from jaxar.heads.base import Known, Turn
 from jaxar.plan import Plan, unmasking
 from jaxar.typing import Array, Float, Int
+
+PARTS = 4
+"""Compiled steps of the walk, each for its share of the iterations: early ones keep and draw few
+tokens. Measured on a CPU at MAR-B's proportions and 64 iterations, 4 take 0.73 of the time of 1,
+and 2 take 0.82; compiling takes 3.4 times as long."""
 
 
 class Masking(NamedTuple):
@@ -103,36 +110,37 @@ class Masked:
         """Returns the tokens."""
         plan, batch = self.plan, len(request.labels)
         sizes = np.array(unmasking(plan.tokens, request.settings.iterations or plan.tokens))
-        starts, most = np.cumsum(sizes) - sizes, int(sizes.max())
+        starts = np.cumsum(sizes) - sizes
         # The release counts the tokens that will still be masked, at least one.
         shares = 1 - np.maximum(plan.tokens - starts - sizes, 1) / plan.tokens
-        order = self._order(request)
+        order, labels = self._order(request), request.both_labels(self.num_classes)
         rows = jnp.arange(batch)[:, None]
-        labels = request.both_labels(self.num_classes)
-        padded = jnp.pad(order, ((0, 0), (0, most)), constant_values=plan.tokens)
-        tables = [jnp.asarray(x, jnp.int32) for x in (starts, sizes)]
+        padded = jnp.pad(order, ((0, 0), (0, int(sizes.max()))), constant_values=plan.tokens)
 
-        def reveal(tokens, i):
-            start, size = (table[i] for table in tables)
-            share = jnp.asarray(shares, jnp.float32)[i]
+        def reveal(tokens: Array, step: Any, room: int, most: int) -> tuple[Array, None]:
+            i, start, size, share = step
             hidden = network.backbone(
-                request.both(tokens), labels, request.both(order), start, plan.tokens
+                request.both(tokens), labels, request.both(order), start, room
             )
             place = jax.lax.dynamic_slice_in_dim(padded, start, most, 1)
             place = jnp.where(jnp.arange(most) < size, place, plan.tokens)  # written nowhere
             inside = jnp.minimum(place, plan.tokens - 1)
             chosen = jnp.take_along_axis(hidden, request.both(inside)[..., None], 1)
             guide = request.guide(share) if request.settings.guided else None
-            draws, settings = request.draws.at(i), request.settings.draw
             known = None
             if request.known is not None:
                 known = Known(*(x[rows, inside] for x in request.known))
-            turn = Turn(inside, share, guide, draws, settings, known)
+            turn = Turn(inside, share, guide, request.draws.at(i), request.settings.draw, known)
             drawn = network.head.draw(chosen, turn)
             return tokens.at[rows, place].set(drawn, mode="drop"), None
 
-        empty = jnp.zeros((batch, plan.tokens, self.entities.channels))
-        return jax.lax.scan(reveal, empty, jnp.arange(len(sizes)))[0]
+        tokens = jnp.zeros((batch, plan.tokens, self.entities.channels))
+        for part in np.array_split(np.arange(len(sizes)), min(PARTS, len(sizes))):
+            steps = part, starts[part], sizes[part], shares[part].astype(np.float32)
+            room, most = int(starts[part[-1]]), int(sizes[part].max())
+            body = functools.partial(reveal, room=room, most=most)
+            tokens, _ = jax.lax.scan(body, tokens, jax.tree.map(jnp.asarray, steps))
+        return tokens
 
     def _order(self, request: Request) -> Array:
         """Returns the order of revealing, (b, n): known tokens first."""

@@ -142,28 +142,43 @@ class Chain:
         second = _at((1 - self._before) * np.sqrt(1 - self.betas) / rest, t)
         return first * x + second * x_t, _at(self._log_variance, t)
 
-    def backward(self, noise: Array, between: Array, x_t: Array, t: Any) -> tuple[Array, Array]:
-        """Returns mean and log variance of p(x_{t-1} | x_t), by (2) and (3)."""
+    def backward(
+        self, noise: Array, between: Array, x_t: Array, t: Any, clip: float = 0.0
+    ) -> tuple[Array, Array]:
+        """Returns mean and log variance of p(x_{t-1} | x_t), by (2) and (3).
+
+        Args:
+          noise: Predicted.
+          between: Where the variance lies, see (3).
+          x_t: Noised data.
+          t: Step of this chain.
+          clip: Bound on the data that the noise implies; 0 for none.
+        """
         inverse = _at(np.sqrt(1 / self.products), t)
         x = inverse * x_t - _at(np.sqrt(1 / self.products - 1), t) * noise
+        if clip:
+            x = jnp.clip(x, -clip, clip)
         mean, low = self.posterior(x, x_t, t)
         share = (between + 1) / 2
         return mean, share * _at(np.log(self.betas), t) + (1 - share) * low
 
-    def sample(self, network: Any, noise: Any, temperature: float = 1.0) -> Float[Array, "..."]:
+    def sample(
+        self, network: Any, noise: Any, temperature: float = 1.0, clip: float = 0.0
+    ) -> Float[Array, "..."]:
         """Returns data, by ancestral sampling.
 
         Args:
           network: network(x_t, step of training) -> predicted noise, then variances.
           noise: noise(0) is the start, noise(1), ... are the draws of the steps.
           temperature: Factor on the noise of the steps.
+          clip: Bound on predicted data; 0 for none.
         """
         count, numbers = len(self.steps), jnp.asarray(self.steps)
 
         def step(x, i):
             t = count - 1 - i
             predicted, between = jnp.split(network(x, numbers[t]), 2, -1)
-            mean, log_variance = self.backward(predicted, between, x, t)
+            mean, log_variance = self.backward(predicted, between, x, t, clip)
             amount = jnp.where(t > 0, temperature, 0.0) * jnp.exp(0.5 * log_variance)
             return mean + amount * noise(1 + i), None
 

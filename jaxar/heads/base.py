@@ -35,7 +35,7 @@ class Turn(NamedTuple):
     """What a head is told when it draws tokens.
 
     Attributes:
-      place: (m,) places of the tokens in the plan's sequence.
+      place: (m,) places of the tokens in the plan's sequence; (b, m) where examples differ.
       share: Of the walk that is done, in [0, 1]; may be traced.
       guide: Guidance, or None for none.
       draws: Randomness of this entity.

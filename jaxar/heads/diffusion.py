@@ -29,16 +29,22 @@ class Denoising:
     Attributes:
       steps: Steps of the diffusion, spread over those of training.
       temperature: Factor on the noise of the steps.
+      clip: Bound on the data that each step implies, as where pixels are the data; 0 for none, as
+        for the latents of the release. At the noisiest steps an error of the noise is an error of
+        the data many thousand times as large, which small networks do not recover from.
     """
 
     steps: int = 100
     temperature: float = 1.0
+    clip: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"The number of diffusion steps must be 1 or more: {self.steps!r}.")
-        if self.temperature < 0:
-            raise ValueError(f"The temperature must be at least 0, not {self.temperature}.")
+        if not (self.temperature >= 0 and self.clip >= 0):
+            raise ValueError(
+                f"Temperature and clip must be at least 0, not {self.temperature}, {self.clip}."
+            )
 
 
 class Noise(NamedTuple):
@@ -141,7 +147,10 @@ class DiffusionHead(Module):
 
         chain = self.diffusion.respaced(turn.settings.steps)
         tokens = chain.sample(
-            network, lambda i: turn.draws.normal(i, shape), turn.settings.temperature
+            network,
+            lambda i: turn.draws.normal(i, shape),
+            turn.settings.temperature,
+            turn.settings.clip,
         )
         return tokens if turn.known is None else turn.known.keep(tokens)
 

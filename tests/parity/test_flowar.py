@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import plan
+from jaxar import plan, registry
 from jaxar.backbones.flowar import FlowAR
 from jaxar.contexts.base import Network, Settings
 from jaxar.contexts.shifted import Shifted
@@ -188,7 +188,7 @@ def test_buffers_are_ignored_and_the_other_version_is_refused(setting):
     state = state_dict(case)
     attention = [key.rsplit(".", 2)[0] for key in state if key.endswith("attn.proj.weight")]
     buffers = {f"{name}.rope.freqs": np.zeros(8) for name in attention} | {"mask": np.zeros(1)}
-    again = table.from_state_dict(state | buffers, params_of(system.network))
+    again = registry.convert("flowar", state | buffers, params_of(system.network))
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
     config = {k: int(case[k]) for k in CONFIG}
