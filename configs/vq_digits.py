@@ -41,10 +41,15 @@ def get_config() -> ConfigDict:
         "vector",
         vocabulary=32,
         channels=8,
+        distance="euclidean",
+        learning="gradient",
+        decay=0.99,
+        restart=0.0,
     )
     config.loss = spec(
         "quantized",
         quantization_weight=1.0,
+        level_dropout=0.0,
         perceptual_weight=0.0,
         adversarial_weight=0.0,
         adversarial_start=0,
