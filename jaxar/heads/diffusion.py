@@ -43,7 +43,7 @@ class Denoising:
             raise ValueError(f"The number of diffusion steps must be 1 or more: {self.steps!r}.")
         if not (self.temperature >= 0 and self.clip >= 0):
             raise ValueError(
-                f"Temperature and clip must be at least 0, not {self.temperature}, {self.clip}."
+                f"temperature and clip must be at least 0, not {self.temperature}, {self.clip}."
             )
 
 
