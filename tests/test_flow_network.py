@@ -336,7 +336,7 @@ def test_remat_and_dtype_change_no_result(cross, dtype):
 
     exact = jax.tree.leaves(gradient("float32", False))
     other = jax.tree.leaves(gradient(dtype, True))
-    tolerance = {"float32": 1e-4, "bfloat16": 0.2}[dtype]
-    for a, b in zip(exact, other, strict=True):
-        assert b.dtype == jnp.float32
-        assert jnp.linalg.norm(a - b) <= tolerance * jnp.linalg.norm(a)
+    assert all(leaf.dtype == jnp.float32 for leaf in other)
+    apart = sum(float(jnp.vdot(a - b, a - b)) for a, b in zip(exact, other, strict=True)) ** 0.5
+    whole = sum(float(jnp.vdot(a, a)) for a in exact) ** 0.5
+    assert apart <= {"float32": 1e-4, "bfloat16": 0.15}[dtype] * whole
