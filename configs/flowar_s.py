@@ -18,7 +18,7 @@ cache holds centre crops and their mirror images. It trains in float32: its read
 under mixed precision.
 """
 
-from jaxar.config import ConfigDict, spec
+from jaxar.config import ConfigDict, load, spec
 
 IMAGES = 1_281_167  # of the training set
 EPOCHS, WARMUP_EPOCHS = 400, 100
@@ -38,16 +38,7 @@ def get_config() -> ConfigDict:
     config.workers = 8
 
     config.tokenizer = spec("moments", scale=0.2325)
-    config.autoencoder = spec(
-        "kl",
-        weights="",
-        image_channels=3,
-        width=128,
-        multipliers=(1, 1, 2, 2, 4),
-        blocks=2,
-        encoder_attention=(4,),
-        channels=16,
-    )
+    config.autoencoder = load("xar_b").autoencoder
     config.plan = spec("scale", sizes=(1, 2, 4, 8, 16))
     config.context = spec("shifted")
     config.label_dropout = 0.1

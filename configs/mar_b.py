@@ -16,7 +16,7 @@ at --config.sample.temperature=0.95. Train on latents of the KL-16 autoencoder, 
     python -m jaxar.main --config=configs/mar_b.py --config.data.path=/data/imagenet_latents
 """
 
-from jaxar.config import ConfigDict, spec
+from jaxar.config import ConfigDict, load, spec
 
 IMAGES = 1_281_167  # of the training set
 EPOCHS, WARMUP_EPOCHS = 800, 100
@@ -36,16 +36,7 @@ def get_config() -> ConfigDict:
     config.workers = 8
 
     config.tokenizer = spec("moments", scale=0.2325)
-    config.autoencoder = spec(
-        "kl",
-        weights="",
-        image_channels=3,
-        width=128,
-        multipliers=(1, 1, 2, 2, 4),
-        blocks=2,
-        encoder_attention=(4,),
-        channels=16,
-    )
+    config.autoencoder = load("xar_b").autoencoder
     config.plan = spec("token")
     config.context = spec("masked", lowest=0.7, deviation=0.25)
     config.label_dropout = 0.1

@@ -91,7 +91,9 @@ def _next_x(config: Any) -> System:
     return System(
         network=jax.eval_shape(make, jax.random.key(0)),
         make=make,
-        context=build("context", config.context, entities, config.num_classes, **_flow(config)),
+        context=build(
+            "context", config.context, entities, config.num_classes, **_flow(config, "velocity")
+        ),
         num_classes=config.num_classes,
         label_dropout=config.label_dropout,
         shape=tuple(config.data_shape),
@@ -137,15 +139,11 @@ def _entities(config: Any) -> Entities:
     return Codes(tokenizer, quantizer, levels)
 
 
-def _flow(config: Any) -> dict[str, Any]:
-    """Returns the flow of a config as an argument, of contexts that noise entities themselves."""
-    if config.head.name != "velocity":
+def _flow(config: Any, head: str) -> dict[str, Any]:
+    """Returns the flow of a config as an argument, if its head is the one that this serves."""
+    if config.head.name != head:
         return {}
-    return {"flow": _make_flow(config)}
-
-
-def _make_flow(config: Any) -> Flow:
-    return Flow(build("path", config.flow.path), build("time", config.flow.time))
+    return {"flow": Flow(build("path", config.flow.path), build("time", config.flow.time))}
 
 
 def _make_network(config: Any, entities: Entities, key: jax.Array) -> Any:
@@ -162,9 +160,9 @@ def _make_network(config: Any, entities: Entities, key: jax.Array) -> Any:
     )
     if alone:
         return backbone
-    more = {"flow": _make_flow(config)} if config.head.name == "flow_network" else {}
     arguments = (entities.plan, config.model.width, entities.outcomes)
-    return Network(backbone, build("head", config.head, *arguments, **more, key=second))
+    flow = _flow(config, "flow_network")
+    return Network(backbone, build("head", config.head, *arguments, **flow, key=second))
 
 
 def _autoencoder(config: Any) -> Autoencoding:

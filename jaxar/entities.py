@@ -178,10 +178,7 @@ class Codes:
 
     def paste(self, tokens: Array) -> Float[Array, "b h w c"]:
         """Returns the data that codes, or weights of codes (b, n, v), stand for."""
-        state = self.begin(len(tokens))
-        for i, (start, stop) in enumerate(self.plan.spans()):
-            state = self.follow(state, tokens[:, start:stop], i)
-        return self.tokenizer.decode(state)
+        return self.tokenizer.decode(self.quantizer.decode(self.quantizer.split(tokens)))
 
     def inputs(self, tokens: Array) -> Float[Array, "b m c"]:
         """Returns (1) for all levels but the first."""
@@ -193,11 +190,10 @@ class Codes:
 
     def follow(self, state: Array, tokens: Array, entity: int) -> Float[Array, "b h w c"]:
         """Returns the map with what a level adds."""
-        vectors = self.quantizer.vectors(tokens)
         grid = self.plan.levels[entity]
-        return state + self.quantizer.add(vectors.reshape(len(state), *grid, -1), entity)
+        codes = tokens.reshape(len(state), *grid, *tokens.shape[2:])
+        return state + self.quantizer.contribution(codes, entity)
 
     def next_inputs(self, state: Float[Array, "b h w c"], entity: int) -> Float[Array, "b m c"]:
         """Returns (1), the map on the grid of the level."""
-        level = resize_area(state, self.plan.levels[entity])
-        return level.reshape(len(state), -1, self.channels)
+        return self.quantizer.input_of(entity, state).reshape(len(state), -1, self.channels)

@@ -40,16 +40,18 @@ class Trainable(Protocol):
     def loss(
         self, params: Params, batch: dict[str, Array], key: Array
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Returns the loss of a batch, {"data", "label", "step"}, and metrics."""
+        """Returns the loss of a batch, {"data", "label", "step"}, and metrics.
+
+        Metrics are numbers, but for "seen": what `settle` is to know of the batch, if anything.
+        """
         ...
 
-    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+    def settle(self, params: Params, seen: Array | None, key: Array) -> Params:
         """Returns the parameters with those set that no gradient moves, such as averages.
 
         Args:
           params: After the optimiser's update.
-          before: Those that the loss was taken with.
-          batch: That of the loss.
+          seen: That of the loss's metrics, or None.
           key: That of the loss.
         """
         ...
@@ -122,7 +124,7 @@ class System:
         loss = self.context.loss(network, tokens, labels, noise, drop)
         return loss, {"loss": loss}
 
-    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+    def settle(self, params: Params, seen: Array | None, key: Array) -> Params:
         """Returns the parameters: gradients move all of them."""
         return params
 

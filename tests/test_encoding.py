@@ -184,7 +184,7 @@ def test_a_quantizers_features_are_cached_as_they_are(discrete):
     for mirrored, expected in ((False, features(data)), (True, features(data[:, :, ::-1]))):
         read = [source._layout.decode(source._records[i], mirrored)[0] for i in numbers]
         np.testing.assert_allclose(read, expected, atol=1e-4)
-    assert source.manifest["quantizer"] == {"name": "vector", "vocabulary": 32, "channels": 8}
+    assert source.manifest["quantizer"] == dict(discrete.quantizer)
 
 
 def test_codes_are_trained_on_sampled_judged_and_shared(discrete, tmp_path):

@@ -287,7 +287,8 @@ def test_teacher_forcing_is_the_walk_of_the_sampler(levels):
     codes = quantizer.encode(normal(2, *quantizer.grid, 3))
     total, inputs = jnp.zeros((2, *quantizer.grid, 3)), [jnp.zeros((2, 0, 3))]
     for level, own in enumerate(codes):
-        total, following = quantizer.next_input(total, own, level)
+        total = total + quantizer.contribution(own, level)
+        following = quantizer.input_of(min(level + 1, len(codes) - 1), total)
         if level + 1 < len(codes):
             assert following.shape[1:3] == quantizer.grids[level + 1]
             inputs.append(following.reshape(2, -1, 3))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxar.backbones.stacks import Cache, TwoStacks, gated_block
 from jaxar.nn import layers
-from jaxar.nn.rope import rotary_table
+from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.transformer import Dropout
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float, Int
@@ -86,7 +86,7 @@ class FlowAR(TwoStacks):
             condition,
             self.shared(
                 sizes=(sum(layout.sizes),),
-                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                rope=rotary_at(self.plan.positions, self.head, layout.place),
                 mask=layout.mask,
                 collect=collect,
             ),

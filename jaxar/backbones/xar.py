@@ -6,11 +6,10 @@ Source: arXiv 2502.20388; OliverRensu/xAR models/xar.py.
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from jaxar.backbones.stacks import Cache, TwoStacks, gated_block
 from jaxar.nn import layers
-from jaxar.nn.rope import rotary_table
+from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.transformer import Dropout
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float, Int
@@ -105,7 +104,7 @@ class XAR(TwoStacks):
             self.classes(labels)[:, None] + self.time(times),
             self.shared(
                 sizes=layout.sizes,
-                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                rope=rotary_at(self.plan.positions, self.head, layout.place),
                 mask=layout.mask,
                 collect=collect,
             ),

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from jaxar.draws import Draws
 from jaxar.entities import Entities
-from jaxar.flow.guidance import Guidance, Guide, twice
+from jaxar.flow.guidance import Guidance, Guide, share_of, twice
 from jaxar.heads.base import Known
 from jaxar.nn.module import Module
 from jaxar.plan import Layout
+from jaxar.samplers.autoregressive import Step
 from jaxar.typing import Array, Float, Int
 
 
@@ -50,10 +51,27 @@ class Request:
     settings: Settings
     known: Known | None = None
 
-    def guide(self, share: Any) -> Guide:
+    @property
+    def rows(self) -> int:
+        """Examples in a pass of the network: twice as many where there is an unconditional half."""
+        return len(self.labels) * (2 if self.settings.guided else 1)
+
+    def guide(self, share: Any) -> Guide | None:
         """Returns the guidance at a share of the walk in [0, 1], which may be traced."""
         rule = self.settings.guidance
+        if not self.settings.guided:
+            return None
         return Guide(rule, rule.weight(self.guidance, share))
+
+    def guide_of(self, step: Step, entities: int) -> Guide | None:
+        """Returns the guidance of an entity; None where the rule has no effect on the first one.
+
+        The first entity is known to the program, so that its unconditional half need not be there.
+        """
+        least = share_of(min(step.visible, 1), entities)
+        if not self.settings.guidance.acts_on(least):
+            return None
+        return self.guide(share_of(step.entity, entities))
 
     def fixed(self, start: Any, size: int) -> Known | None:
         """Returns the known tokens among those from place `start` on."""

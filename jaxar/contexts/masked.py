@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxar.contexts.base import Network, Request
+from jaxar.draws import Draws
 from jaxar.entities import Entities
 from jaxar.heads.base import Known, Turn
 from jaxar.plan import Plan, unmasking
@@ -84,8 +85,7 @@ class Masked:
         n = self.plan.tokens
         share = jax.random.truncated_normal(share_key, (self.lowest - 1) / self.deviation, 0.0)
         masked = jnp.ceil(n * (1 + self.deviation * share)).astype(jnp.int32)
-        orders = jax.random.split(order_key, len(tokens))
-        order = jax.vmap(lambda key: jax.random.permutation(key, n))(orders)
+        order = Draws(jax.random.split(order_key, len(tokens))).permutation(n)
         masked = jnp.clip(masked, n - self.most_kept, n)
         return Masking(order, masked, network.head.noise(head_key, tokens, self.plan))
 
@@ -126,11 +126,11 @@ class Masked:
             place = jnp.where(jnp.arange(most) < size, place, plan.tokens)  # written nowhere
             inside = jnp.minimum(place, plan.tokens - 1)
             chosen = jnp.take_along_axis(hidden, request.both(inside)[..., None], 1)
-            guide = request.guide(share) if request.settings.guided else None
             known = None
             if request.known is not None:
                 known = Known(*(x[rows, inside] for x in request.known))
-            turn = Turn(inside, share, guide, request.draws.at(i), request.settings.draw, known)
+            guide, draws = request.guide(share), request.draws.at(i)
+            turn = Turn(inside, share, guide, draws, request.settings.draw, known)
             drawn = network.head.draw(chosen, turn)
             return tokens.at[rows, place].set(drawn, mode="drop"), None
 

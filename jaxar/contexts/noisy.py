@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxar.contexts.base import Request, look, write
 from jaxar.entities import Entities
-from jaxar.flow.guidance import guided, share_of
+from jaxar.flow.guidance import guided
 from jaxar.heads.flow import Flow, FlowNoise, solve
 from jaxar.plan import Layout
 from jaxar.samplers.autoregressive import Step, autoregressive
@@ -64,11 +64,9 @@ class Noisy:
 
     def sample(self, network: Any, request: Request) -> Float[Array, "b n c"]:
         """Returns the tokens, in the dtype of the solver's state."""
-        cache = network.empty_cache(
-            len(request.both(request.labels)), self.entities.plan.offsets[-2]
-        )
-        walk = _Walk(self, network, request)
-        return autoregressive(self.entities.plan, walk.draw, (cache, None))
+        plan = self.entities.plan
+        cache = network.empty_cache(request.rows, plan.offsets[-2])
+        return autoregressive(plan, _Walk(self, network, request).draw, (cache, None))
 
 
 class Clean(Noisy):
@@ -109,11 +107,8 @@ class _Walk:
         return (cache, tokens), tokens
 
     def _solve(self, cache: Any, step: Step) -> Array:
-        context, request, entities = self.context, self.request, self.context.entities.plan.entities
-        # The first entity is the one that may go without guidance; it is known to the program.
-        share = share_of(0 if step.visible == 0 else 1, entities)
-        acts = request.settings.guided and request.settings.guidance.acts_on(share)
-        guide = request.guide(share_of(step.entity, entities)) if acts else None
+        context, request = self.context, self.request
+        guide = request.guide_of(step, context.entities.plan.entities)
         layout, seen = look(cache, step.start, step.size, step.visible)
         batch = len(request.labels)
 

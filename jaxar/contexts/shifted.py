@@ -53,7 +53,7 @@ class Shifted:
     def sample(self, network: Network, request: Request) -> Array:
         """Returns the tokens."""
         plan, batch = self.entities.plan, len(request.labels)
-        cache = network.backbone.empty_cache(len(request.both(request.labels)), plan.tokens)
+        cache = network.backbone.empty_cache(request.rows, plan.tokens)
         labels, entities = request.both_labels(self.num_classes), self.entities
 
         def draw(state: tuple[Any, Any], step: Step) -> tuple[tuple[Any, Any], Array]:
@@ -66,14 +66,10 @@ class Shifted:
             hidden, new = network.backbone(
                 request.both(inputs), labels, layout, cache=seen, collect=True
             )
-            share = share_of(step.entity, plan.entities)
-            acts = request.settings.guidance.acts_on(
-                share_of(0 if step.visible == 0 else 1, plan.entities)
-            )
-            guide = request.guide(share) if request.settings.guided and acts else None
+            guide = request.guide_of(step, plan.entities)
             turn = Turn(
                 layout.place,
-                share,
+                share_of(step.entity, plan.entities),
                 guide,
                 request.draws.at(step.entity),
                 request.settings.draw,

@@ -46,12 +46,16 @@ class Diffusion:
         ]
         return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(level)])
 
+    @functools.cached_property
+    def products(self) -> np.ndarray:
+        """(T,) a_t."""
+        return np.cumprod(1 - self.betas)
+
     def noised(
         self, x: Float[Array, "... c"], t: Int[Array, "..."], noise: Float[Array, "... c"]
     ) -> Float[Array, "... c"]:
         """Returns x_t, (1)."""
-        a = np.cumprod(1 - self.betas)
-        keep, add = _at(np.sqrt(a), t), _at(np.sqrt(1 - a), t)
+        keep, add = _at(np.sqrt(self.products), t), _at(np.sqrt(1 - self.products), t)
         return keep * x + add * noise
 
     def loss(
@@ -102,7 +106,7 @@ class Diffusion:
 
     def chain(self, steps: np.ndarray) -> "Chain":
         """Returns the chain that visits these steps only, in rising order."""
-        a = np.cumprod(1 - self.betas)[steps]
+        a = self.products[steps]
         betas = 1 - a / np.append(1.0, a[:-1])
         return Chain(betas, steps)
 

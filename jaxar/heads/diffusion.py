@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.flow.diffusion import Diffusion
-from jaxar.flow.guidance import guided
+from jaxar.flow.guidance import guided, twice
 from jaxar.heads.base import Turn
 from jaxar.nn import layers
 from jaxar.nn.module import Module, scan, stack
@@ -43,7 +43,7 @@ class Denoising:
             raise ValueError(f"The number of diffusion steps must be 1 or more: {self.steps!r}.")
         if not (self.temperature >= 0 and self.clip >= 0):
             raise ValueError(
-                f"Temperature and clip must be at least 0, not {self.temperature}, {self.clip}."
+                f"temperature and clip must be at least 0, not {self.temperature}, {self.clip}."
             )
 
 
@@ -131,16 +131,15 @@ class DiffusionHead(Module):
         output = self(x_t, noise.steps, hidden)
         return jnp.mean(self.diffusion.loss(output, x, x_t, noise.steps, noise.noise), 0)
 
-    def draw(self, hidden: Float[Array, "b m d"], turn: Turn) -> Float[Array, "b2 m c"]:
+    def draw(self, hidden: Float[Array, "b2 m d"], turn: Turn) -> Float[Array, "b m c"]:
         """Returns the tokens; guidance acts on the noise, variances are the conditional ones."""
         batch = len(hidden) // (1 if turn.guide is None else 2)
         shape = (hidden.shape[1], self.channels)
 
         def network(x, step):
             def both() -> Any:
-                output = self(jnp.concatenate([x, x]), step, hidden)
-                noise, variance = jnp.split(output, 2, -1)
-                return jnp.concatenate([noise, jnp.concatenate([variance[:batch]] * 2)], -1)
+                noise, variance = jnp.split(self(twice(x), step, hidden), 2, -1)
+                return jnp.concatenate([noise, twice(variance[:batch])], -1)
 
             share = step / self.diffusion.steps
             return guided(turn.guide, share, both, lambda: self(x, step, hidden[:batch]))

@@ -21,7 +21,7 @@ from jaxar.heads.flow import Flow, FlowNoise, solve
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.module import Module
-from jaxar.nn.rope import rotary_table
+from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.transformer import Block, Pass, Transformer
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float
@@ -111,7 +111,7 @@ class FlowNetwork(Module):
             (time, both, hidden) if self.cross else both,
             Pass(
                 sizes=layout.sizes if self.cross else (1,) * x.shape[1],
-                rope=jnp.asarray(rotary_table(self.plan.positions, self.head))[:, layout.place],
+                rope=rotary_at(self.plan.positions, self.head, layout.place),
                 mask=layout.mask,
                 dtype=layers.DTYPES[self.dtype],
                 remat=self.remat,
@@ -197,7 +197,7 @@ class CrossBlock(Module):
         shared: Pass,
         *,
         cache: None = None,
-        path_rate: Array | float = 0.0,
+        path_rate: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """Returns the tokens, float32, and no cache.

@@ -163,7 +163,7 @@ class Autoencoding(Generic[N]):
             loss, metrics = loss + begun * game, {**metrics, **seen}
         return loss, {"loss": loss, **metrics}
 
-    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+    def settle(self, params: Params, seen: Array | None, key: Array) -> Params:
         """Returns the parameters with those set that no gradient moves: here there are none."""
         return params
 

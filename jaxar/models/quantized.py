@@ -48,6 +48,8 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
             features, self._levels(network, draw, len(images))
         )
         vocabulary, metrics = network.quantizer.vocabulary, {"quantization": loss}
+        if network.quantizer.quantizer.settles:
+            metrics["seen"] = features
         for level, own in enumerate(codes, 1):
             metrics[f"usage_{level}"] = usage(own, vocabulary)
             metrics[f"perplexity_{level}"] = perplexity(own, vocabulary)
@@ -66,13 +68,16 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
         """Returns what the codes of images stand for; nothing is drawn."""
         return network.quantizer.decode(network.encode(images))
 
-    def settle(self, params: Params, before: Params, batch: dict[str, Array], key: Array) -> Params:
+    def settle(self, params: Params, seen: Array | None, key: Array) -> Params:
         """Returns the parameters with a codebook that is an average, and with dead codes restarted.
 
-        Features are those of the loss, with the same dropout: the compiler computes them once.
+        Args:
+          params: After the optimiser's update.
+          seen: The features of the batch, or None where the quantizer does not settle.
+          key: That of the loss.
         """
-        _, encode, _ = jax.random.split(key, 3)
-        features = bind(self.network, before["autoencoder"]).features(batch["data"], encode)
+        if seen is None:
+            return params
         network = bind(self.network, params["autoencoder"])
-        network.quantizer.settle(features, jax.random.fold_in(key, 1))
+        network.quantizer.settle(seen, jax.random.fold_in(key, 1))
         return {**params, "autoencoder": params_of(network)}

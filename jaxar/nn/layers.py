@@ -278,12 +278,12 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def drop_path(x: Float[Array, "b ..."], rate: Array | float, key: Array | None) -> Array:
+def drop_path(x: Float[Array, "b ..."], rate: Array | None, key: Array | None) -> Array:
     """Returns x with whole examples zeroed with probability `rate`, the rest scaled up.
 
-    Source: stochastic depth, arXiv 1603.09382, as in timm. The rate may be traced.
+    x where there is no key, or no rate. Source: stochastic depth, arXiv 1603.09382, as in timm.
     """
-    if key is None:
+    if key is None or rate is None:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (len(x), *(1,) * (x.ndim - 1)))
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x)).astype(x.dtype)

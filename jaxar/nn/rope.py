@@ -5,6 +5,8 @@ form a pair that turns by position x theta^(-2i / share). Source: arXiv 2104.098
 OliverRensu/xAR models/rope.py `VisionRotaryEmbeddingFast` for two coordinates.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,6 +35,11 @@ def rotary_table(positions: np.ndarray, features: int, theta: float = 1e4) -> np
     angle = positions.astype(np.float32)[:, :, None] * frequency.astype(np.float32)
     angle = np.repeat(angle, 2, axis=-1).reshape(n, features)
     return np.stack([np.cos(angle), np.sin(angle)])
+
+
+def rotary_at(positions: np.ndarray, features: int, place: Any) -> Float[Array, "2 n e"]:
+    """Returns the rows of the rotary table at `place`, (n,), which may be traced."""
+    return jnp.asarray(rotary_table(positions, features))[:, place]
 
 
 def rotate(x: Float[Array, "b n k e"], table: Float[Array, "2 n e"]) -> Float[Array, "b n k e"]:

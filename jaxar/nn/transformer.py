@@ -91,7 +91,7 @@ class Block(Module):
         shared: Pass,
         *,
         cache: KeyValue | None = None,
-        path_rate: Array | float = 0.0,
+        path_rate: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
         """Returns the tokens, float32, and this layer's keys and values.
@@ -140,7 +140,7 @@ class PlainBlock(Module):
         shared: Pass,
         *,
         cache: KeyValue | None = None,
-        path_rate: Array | float = 0.0,
+        path_rate: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
         """Returns the tokens, float32, and this layer's keys and values."""
@@ -200,7 +200,8 @@ class Transformer(Module):
           key: Randomness of the dropout.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
-        path_rates = jnp.linspace(0, shared.rates.path, self.depth)
+        most = shared.rates.path
+        path_rates = jnp.linspace(0, most, self.depth) if most else None
 
         def body(x, layer):
             block, cache, key, path_rate = layer

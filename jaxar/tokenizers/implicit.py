@@ -27,6 +27,8 @@ class FiniteScalar(Module):
 
     margin = 1e-3
 
+    settles = False
+
     def __init__(self, *, levels: Sequence[int] = (8, 8, 8, 6, 5), key: Array):
         """Makes the quantizer.
 
@@ -96,6 +98,8 @@ class LookupFree(Module):
     vectors and all codes in use. Here p is proportional to exp(-|z - code|^2 / temperature).
     Source: arXiv 2310.05737, equations 4 to 6.
     """
+
+    settles = False
 
     def __init__(
         self,

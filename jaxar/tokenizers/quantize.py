@@ -33,10 +33,12 @@ class Quantizer(Protocol):
     Attributes:
       vocabulary: Number of codes; a code is a whole number below it.
       channels: Numbers of a vector.
+      settles: Whether it has parameters that no gradient moves, which `settle` sets.
     """
 
     vocabulary: int
     channels: int
+    settles: bool
 
     def nearest(self, features: Float[Array, "... c"]) -> Int[Array, "..."]:
         """Returns the code of each vector, int32; no gradient passes."""
@@ -115,11 +117,12 @@ class VectorQuantizer(Module):
         self.vocabulary, self.channels, self.distance = vocabulary, channels, distance
         self.beta, self.decay, self.restart = beta, decay, restart
         self.averaged = learning == "average"
+        self.settles = self.averaged or restart > 0
         bound = 1 / vocabulary
         self.codebook = Param(
             jax.random.uniform(key, (vocabulary, channels), minval=-bound, maxval=bound)
         )
-        if self.averaged or restart:
+        if self.settles:
             self.counts = Param(jnp.full(vocabulary, max(restart, 1.0)))
         if self.averaged:
             self.sums = Param(self.codebook[...] * self.counts[...][:, None])
@@ -155,7 +158,7 @@ class VectorQuantizer(Module):
         Restarts are shared out equally among the levels: by their numbers, the finest would get
         nearly all, and the coarsest, which have few vectors, would keep sharing a few codes.
         """
-        if not (self.averaged or self.restart):
+        if not self.settles:
             return
         vectors = jnp.concatenate([*seen])
         chosen = jax.nn.one_hot(self.nearest(vectors), self.vocabulary)

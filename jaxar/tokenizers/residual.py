@@ -110,36 +110,22 @@ class MultiScaleQuantizer(Module):
             totals.append(total)
         return totals
 
-    def contribution(self, codes: Int[Array, "b h w"], level: int) -> Float[Array, "b h2 w2 c"]:
-        """Returns what the codes of a level add to the map, phi_k(bicubic(embed(codes)))."""
-        return self.add(self.quantizer.embed(codes), level)
+    def contribution(self, codes: Array, level: int) -> Float[Array, "b h2 w2 c"]:
+        """Returns what the codes of a level add to the map, phi_k(bicubic(embed(codes))).
 
-    def add(self, vectors: Float[Array, "b h w c"], level: int) -> Float[Array, "b h2 w2 c"]:
-        """Returns what vectors on the grid of a level add to the map, phi_k(bicubic(vectors))."""
-        enlarged = resize_bicubic(vectors, self.grid)
+        Args:
+          codes: (b, h, w) int, or weights of all codes (b, h, w, v) float, which mix their vectors.
+          level: k, from 0.
+        """
+        enlarged = resize_bicubic(self._vectors(codes), self.grid)
         if self.which is None:
             return enlarged
         phi = [*self.phis][self.which[level]]
         return 0.5 * enlarged + 0.5 * phi(enlarged)
 
-    def vectors(self, codes: Array) -> Float[Array, "... c"]:
-        """Returns the vectors of codes (...), int, or of weights of all codes (..., v), float."""
-        if jnp.issubdtype(codes.dtype, jnp.integer):
-            return self.quantizer.embed(codes)
-        return codes @ self.quantizer.embed(jnp.arange(self.vocabulary))
-
-    def next_input(
-        self, total: Float[Array, "b h w c"], codes: Int[Array, "b h2 w2"], level: int
-    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h3 w3 c"]]:
-        """Returns f_k and the input of the level after, (4); after the last level f_K itself.
-
-        Args:
-          total: f_{k-1}; zeros before the first level.
-          codes: Of level k.
-          level: k, from 0.
-        """
-        total = total + self.contribution(codes, level)
-        return total, resize_area(total, self.grids[min(level + 1, len(self.grids) - 1)])
+    def input_of(self, level: int, total: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Returns the input of a level, (4), from what the levels before it stand for."""
+        return resize_area(total, self.grids[level])
 
     def teacher_forcing(self, codes: Codes) -> Float[Array, "b n c"]:
         """Returns (4) for all levels but the first, in raster order, one after the other.
@@ -148,8 +134,8 @@ class MultiScaleQuantizer(Module):
         """
         totals = self.partial(codes)[: len(self.grids) - 1]
         inputs = [
-            resize_area(total, grid).reshape(len(total), -1, self.channels)
-            for total, grid in zip(totals, self.grids[1:], strict=True)
+            self.input_of(level, total).reshape(len(total), -1, self.channels)
+            for level, total in enumerate(totals, 1)
         ]
         return jnp.concatenate([jnp.zeros((len(codes[0]), 0, self.channels)), *inputs], 1)
 
@@ -185,8 +171,8 @@ class MultiScaleQuantizer(Module):
         """Returns the codes of all levels as one sequence, each level in raster order."""
         return jnp.concatenate([own.reshape(len(own), -1) for own in codes], 1)
 
-    def split(self, sequence: Int[Array, "b n"]) -> Codes:
-        """Returns the codes by level: the inverse of `join`.
+    def split(self, sequence: Array) -> Codes:
+        """Returns codes (b, n), or weights of codes (b, n, v), by level: the inverse of `join`.
 
         Raises:
           ValueError: the sequence is not of all levels.
@@ -195,7 +181,16 @@ class MultiScaleQuantizer(Module):
         if sequence.shape[1] != sum(sizes):
             raise ValueError(f"All levels have {sum(sizes)} codes, not {sequence.shape[1]}.")
         parts = jnp.split(sequence, np.cumsum(sizes)[:-1], 1)
-        return tuple(part.reshape(-1, *grid) for part, grid in zip(parts, self.grids, strict=True))
+        return tuple(
+            part.reshape(len(part), *grid, *part.shape[2:])
+            for part, grid in zip(parts, self.grids, strict=True)
+        )
+
+    def _vectors(self, codes: Array) -> Float[Array, "... c"]:
+        """Returns the vectors of codes, or their means by weights of all codes."""
+        if jnp.issubdtype(codes.dtype, jnp.integer):
+            return self.quantizer.embed(codes)
+        return codes @ self.quantizer.embed(jnp.arange(self.vocabulary))
 
     def _walk(self, features: Array) -> tuple[Codes, list[Array], list[Array]]:
         """Returns the codes, f_k, and r_k of every level."""

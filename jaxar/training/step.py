@@ -35,15 +35,15 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key_for("train", seed), state.step)
-        batch = {**batch, "step": state.step}
         (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
-            state.params, batch, key
+            state.params, {**batch, "step": state.step}, key
         )
         gradients = axes.placed(gradients)
+        seen = metrics.pop("seen", None)
         norm = optax.tree.norm(gradients)
         updates, moved = optimizer.update(gradients, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        params = system.settle(params, state.params, batch, key)
+        params = system.settle(params, seen, key)
         average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
 
         # A skipped step also leaves the optimiser's count, and with it the learning rate.

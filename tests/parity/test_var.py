@@ -25,7 +25,8 @@ from jaxar.heads.categorical import Categorical, Choosing
 from jaxar.nn.module import bind, params_of
 from jaxar.system import System
 from jaxar.tokenizers.features import FeatureMap
-from jaxar.tree import count
+from jaxar.training.optim import decayed, learning_rate, weight_decay
+from jaxar.tree import count, paths
 from tests.given import Given, sample_given
 from tests.parity.cases import FOLDER, cases, state_dict, vq_autoencoder
 
@@ -195,3 +196,37 @@ def test_published_sizes(name, parameters):
     """Backbone and head, without the tokenizer."""
     system = build_system(configs.load(name))
     assert count(jax.eval_shape(system.init, jax.random.key(0))) == parameters
+
+
+@pytest.mark.parametrize("name", ["var_d16", "var_d36"])
+def test_weight_decay_spares_what_the_release_spares(name):
+    """By the words of its train.py, of which biases are all that has one axis."""
+    config = configs.load(name)
+    template = jax.eval_shape(build_system(config).init, jax.random.key(0))
+    ours = paths(decayed(template, spared=config.optimizer.no_decay))
+    words = ("bias", "pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+    for row in table.rows(template):
+        assert ours[row.ours] == (not any(word in row.theirs for word in words)), row.theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "decay"), [("var_d16", 0.1, 0.05), ("var_d30", 0.01, 0.08)]
+)
+def test_rate_and_weight_decay_are_those_of_the_release(name, last, decay):
+    """Up for a 50th of the run, flat for a 20th of the rest, then straight down to the last."""
+    config = configs.load(name)
+    options, steps = config.optimizer, config.steps
+    rate = learning_rate(options, steps=steps, batch_size=config.batch_size)
+    peak = options.base_learning_rate * config.batch_size / 256
+    warmup = round(steps / 50)
+    for share in (0.0, 0.3, 0.9):
+        step = int(share * warmup)
+        np.testing.assert_allclose(rate(step), peak * (0.005 + 0.995 * step / warmup), rtol=1e-5)
+    for share in (0.0, 0.03, 0.049, 0.06, 0.5, 0.99, 1.0):
+        step = warmup + int(share * (steps - 1 - warmup))
+        rest = 1 - (step - warmup) / (steps - 1 - warmup)
+        expected = peak if rest > 0.95 else peak * (last + (1 - last) * rest / 0.95)
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-4)
+    schedule = weight_decay(options, steps=steps)
+    ends = [schedule(step) if callable(schedule) else schedule for step in (0, steps - 1)]
+    np.testing.assert_allclose(ends, [0.05, decay], rtol=1e-5)
