@@ -112,7 +112,8 @@ def test_batch_must_divide_among_devices():
 def test_dry_run_prints_the_parameters_of_the_paper(name, count):
     done = call(f"--config=configs/{name}.py", "--dry_run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == count
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("parameters ")]
+    assert line.split()[1] == count
     assert "encoder/blocks/attention/qkv/kernel" in done.stdout
 
 

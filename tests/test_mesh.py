@@ -323,7 +323,7 @@ def test_loss_and_gradients_of_var(sizes):
     def loss(params, batch):
         network = bind(template, params)
         hidden, _ = network.backbone(batch["inputs"], batch["label"], scales.layout(), key=third)
-        return jnp.mean(network.head.loss(hidden, batch["codes"], None, scales))
+        return jnp.mean(network.head.loss(hidden, batch["codes"], (), scales))
 
     require_same(loss, params, batch, sizes)
 

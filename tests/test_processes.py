@@ -354,9 +354,7 @@ def test_samples_are_drawn_and_judged_by_many(tmp_path):
     options: dict = dict(program=MAIN)
     train = [word for word in TINY if "steps=50" not in word] + ["--config.steps=6"]
     run(*train, f"--workdir={tmp_path / 'run'}", devices=8, **options)
-    judged = (
-        "--config.evaluation=fidelity(samples=40,network='digits',reference='data',batch_size=16)"
-    )
+    judged = "fidelity(samples=40,network='digits',reference='data',batch_size=16)"
     figures = []
     for processes, mesh in ((1, "--config.mesh.data=2"), (2, "--config.mesh.data=4")):
         output = tmp_path / f"by{processes}"
