@@ -92,6 +92,9 @@ def get_config() -> ConfigDict:
         )
     )
     config.ema = 0.0  # none
+    config.memory = ConfigDict(
+        dict(accumulate=1, moments="float32", ema="float32", offload_ema=False)
+    )
 
     config.sample = ConfigDict(
         dict(

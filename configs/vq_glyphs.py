@@ -76,6 +76,9 @@ def get_config() -> ConfigDict:
         )
     )
     config.ema = 0.99
+    config.memory = ConfigDict(
+        dict(accumulate=1, moments="float32", ema="float32", offload_ema=False)
+    )
 
     config.sample = ConfigDict(dict(every=200, per_class=12, classes=4))
     config.evaluation = spec("none")

@@ -110,7 +110,7 @@ class Checkpoints:
           step: One of `steps()`.
           shapes: Tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, and where.
           part: Name of a field of the state, e.g. "ema", of which `shapes` is the tree; the rest
-            is not read.
+            is not read. It may have been kept in another dtype, and is cast.
 
         Raises:
           ConfigError: the stored tree, a shape or a dtype differs; lists every difference. Orbax
@@ -121,7 +121,8 @@ class Checkpoints:
             raise ConfigError(
                 f"Checkpoint {step} in {self.folder} holds converted weights, no {part!r}."
             )
-        problems = tree.differences(stored[part] if part else stored, shapes, dtypes=True)
+        given = stored[part] if part else stored
+        problems = tree.differences(given, shapes, dtypes=part is None)
         if problems:
             raise ConfigError(
                 f"Checkpoint {step} in {self.folder} is of another model:\n  "

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxar import assembly, checkpoint, sharding
-from jaxar.api import setup
+from jaxar.api import setup, table
 from jaxar.api.loading import attached
 from jaxar.api.model import Autoencoder, Origin, sampler
 from jaxar.nn.module import params_of
+from jaxar.training.memory import Memory
 from jaxar.training.optim import make_optimizer
-from jaxar.training.state import init_state
 from jaxar.training.step import compile_step, make_step
 from launch.chips import LaunchError, Topology
 
@@ -85,22 +85,23 @@ def train_step(config: Any, devices: Sequence[Any]) -> Made:
     ready = setup.prepare(config, training=True, devices=devices)
     system = _complete(ready)
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
-    state = jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
+    memory = Memory(**config.memory)
+    state = table.state_shapes(config, system)
     batch = {
         "data": jax.ShapeDtypeStruct((config.batch_size, *system.shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
     }
-    step = make_step(system, optimizer, ema=config.ema, seed=config.seed)
+    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
 
     def loss(params, batch, count):
         return system.loss(params, {**batch, "step": count}, jax.random.key(0))[0]
 
     return _made(
-        lambda: compile_step(step, state, batch, ready.mesh),
+        lambda: compile_step(step, state, batch, ready.mesh, memory),
         mesh=ready.mesh,
         batch=config.batch_size,
         operations=3 * count_operations(jax.make_jaxpr(loss)(state.params, batch, state.step)),
-        state=bytes_a_device(state, ready.mesh),
+        state=bytes_a_device(table.on_devices(config, state), ready.mesh),
     )
 
 
@@ -132,7 +133,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
     numbers = jax.ShapeDtypeStruct((batch,), jnp.uint32, sharding=place)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=place)
     run = sampler(system, ready.network, assembly.build_settings(config))
-    arguments = (weights, 0, numbers, labels, float(config.sample.guidance))
+    arguments = (weights, 0, numbers, labels, float(config.sample.guidance), None)
 
     def compiled():
         with jax.set_mesh(ready.mesh):
@@ -226,11 +227,7 @@ def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dic
     """Returns the function from sizes of a mesh to the bytes of state on one of its devices."""
     ready = setup.prepare(config, devices=devices)
     if kind == "train":
-        optimizer = make_optimizer(
-            config.optimizer, steps=config.steps, batch_size=config.batch_size
-        )
-        system = _complete(ready)
-        state = jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
+        state = table.on_devices(config, table.state_shapes(config, _complete(ready)))
     else:
         state = jax.eval_shape(ready.system.init, jax.random.key(0))
     return lambda sizes: bytes_a_device(state, sharding.make_mesh(sizes, devices))

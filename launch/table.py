@@ -32,7 +32,7 @@ Made by `python -m launch.table` with the TPU compiler on a CPU machine; nothing
 Training is one step of {TRAINING_BATCH:,} images, sampling one whole draw of {IMAGES_A_CHIP} images
 a chip with the config's own settings, decoder included. fsdp is the smallest power of two that
 leaves half of the memory to activations, or one asked for; the other chips are data parallel.
-[scale_launch.md](scale_launch.md) says how each column is found and how far it can be trusted.
+[scale.md](scale.md) says how each column is found and how far it can be trusted.
 """
 
 COLUMNS = (

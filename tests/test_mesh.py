@@ -8,75 +8,42 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxar import axes, main, plan, sharding, tree
+from jaxar import axes, main, sharding, tree
 from jaxar import config as configs
-from jaxar.api import setup, table
+from jaxar.api import loading, setup, table
 from jaxar.api.model import Model
 from jaxar.assembly import build_system
-from jaxar.backbones.flowar import FlowAR
-from jaxar.backbones.mar import MAR
-from jaxar.backbones.var import VAR
 from jaxar.config import ConfigError
-from jaxar.contexts.base import Network
-from jaxar.flow.path import Linear
-from jaxar.flow.time import Uniform
-from jaxar.heads.categorical import Categorical
-from jaxar.heads.diffusion import DiffusionHead
-from jaxar.heads.flow import Flow
-from jaxar.heads.flow_network import FlowNetwork
 from jaxar.keys import key_for
-from jaxar.nn.module import bind, params_of
-from tests.shrink import NAMES, arrays, shrunk
+from tests.shrink import NAMES, arrays, shrunk, with_autoencoder
 
 ONE = dict(data=1, fsdp=1, tensor=1)
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
-SMALL = ("batch_size=8", "model.width=32", "model.heads=4", "model.depth=(1,1)", "label_dropout=0")
+SMALL = (
+    "batch_size=8",
+    "model.width=32",
+    "model.heads=4",
+    "model.dropout=0.1",
+    "model.attention_dropout=0.1",
+    "model.drop_path=0.1",
+    "head.width=32",
+    "head.heads=4",
+    "label_dropout=0",
+)
+SYSTEMS = ("xar_digits", "xar_b", "flowar_s", "mar_b", "var_d16")
+AUTOENCODERS = ("kl_glyphs", "vq_glyphs")
 
 
 # -------------------------------------------------------------------------------- the table
 
 
-def networks():
-    """Yields the networks of the papers' models, as shapes; configs or not."""
-    scales = plan.scale((16, 16), sizes=(1, 2, 4, 8, 16))
-    tokens = plan.token((16, 16))
-
-    def var(key):
-        backbone = VAR(scales, 32, 1000, width=1024, depth=16, heads=16, key=key)
-        return Network(backbone, Categorical(scales, 1024, 4096, key=key))
-
-    def var_shared(key):
-        return VAR(
-            scales, 32, 1000, width=1024, depth=16, heads=16, shared_modulation=True, key=key
-        )
-
-    def flowar(cross, key):
-        backbone = FlowAR(scales, 16, 1000, width=1024, depth=(8, 8), heads=16, key=key)
-        flow = Flow(Linear(), Uniform())
-        arguments: dict = dict(flow=flow, width=1024, depth=12, heads=16, cross=cross)
-        return Network(backbone, FlowNetwork(scales, 1024, 16, **arguments, key=key))
-
-    def mar(key):
-        backbone = MAR(tokens, 16, 1000, width=1024, depth=(16, 16), heads=16, key=key)
-        return Network(backbone, DiffusionHead(tokens, 1024, 16, width=1280, depth=8, key=key))
-
-    yield "var", var
-    yield "var_shared", var_shared
-    yield "flowar_small", functools.partial(flowar, False)
-    yield "flowar", functools.partial(flowar, True)
-    yield "mar", mar
-
-
 @functools.cache
 def parameters(name):
-    """Returns the shapes of the parameters of a config, or of one of `networks`."""
-    make = dict(networks()).get(name)
-    if make is not None:
-        return params_of(jax.eval_shape(make, jax.random.key(0)))
+    """Returns the shapes of the parameters of a config."""
     return jax.eval_shape(build_system(configs.load(name)).init, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", [*NAMES, *dict(networks())])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_big_parameter_is_shared_out(name):
     params = parameters(name)
     sizes = dict(slices=1, data=1, fsdp=4, tensor=2)
@@ -91,7 +58,7 @@ def test_every_big_parameter_is_shared_out(name):
     assert share < 0.3, f"{share:.1%} of {name} is on every device"
 
 
-@pytest.mark.parametrize("name", ["xar_b", *dict(networks())])
+@pytest.mark.parametrize("name", ["xar_b", "var_d16", "var_d36", "flowar_s", "flowar_l", "mar_b"])
 def test_heads_and_mlp_are_over_tensor(name):
     sizes = dict(slices=1, data=1, fsdp=1, tensor=2)
     params = parameters(name)
@@ -148,7 +115,7 @@ def test_every_device_of_several_processes_needs_a_place():
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(overrides, message):
-    config = shrunk("xar_digits", *SMALL, *overrides)
+    config = shrunk("xar_digits", "batch_size=8", "model.width=32", "model.heads=4", *overrides)
     with pytest.raises(ConfigError, match=message):
         setup.prepare(config, training=True)
 
@@ -217,26 +184,15 @@ def test_dry_run_says_what_stays_whole():
 # -------------------------------------------------------------------------------- the same numbers
 
 
-def system_of(name):
-    """Returns a config and its system, small; of systems that have no config yet, made here."""
-    if name in NAMES:
-        config = shrunk(name, *SMALL, "model.dropout=0.1", "model.attention_dropout=0.1")
-        return config, build_system(config)
-    config = shrunk("xar_digits", *SMALL)
-    sample = dict(guidance=2.0, schedule="linear", low=0.0, high=1.0)
-    if name == "flowar":
-        words = ["plan=scale(sizes=(1,2,4))", "context=shifted"]
-        words += ["model=flowar(width=32,depth=(1,1),heads=4,dropout=0.1)"]
-        words += ["head=flow_network(width=32,depth=1,heads=4,cross=True)"]
-        sample |= dict(steps=2, solver="euler")
-    else:
-        words = ["plan=token", "context=masked"]
-        words += ["model=mar(width=32,depth=(1,1),heads=4,buffer=2,dropout=0.1)"]
-        words += ["head=diffusion(width=32,depth=1)"]
-        sample |= dict(steps=2, iterations=3)
-    config = configs.override(config, words).unlock()
-    config.sample = configs.ConfigDict(sample)
-    return config.lock(), build_system(config)
+def system_of(name, folder):
+    """Returns a config, small and with dropout, its system and the autoencoder it has, if any."""
+    config = shrunk(name)
+    fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
+    words = [word for word in SMALL if word.split("=")[0] in fields]
+    config = with_autoencoder(configs.override(config, words), folder / "autoencoder")
+    ready = setup.prepare(config)
+    autoencoder = loading.load_autoencoder(config, ready)
+    return config, loading.attached(ready.system, autoencoder), autoencoder
 
 
 def noised(params):
@@ -274,9 +230,8 @@ def require_same(loss, params, batch, sizes):
         assert error <= 1e-5 * max(np.linalg.norm(exact), 1e-2 * norm), path
 
 
-def slow_but(*quick):
+def slow_but(systems, *quick):
     """Returns all systems with all meshes; but for the quick pairs they are slow."""
-    systems = ("xar_digits", "xar_b", "flowar", "mar")
     return [
         pytest.param(name, mesh, marks=() if (name, mesh) in quick else pytest.mark.slow)
         for name in systems
@@ -286,55 +241,30 @@ def slow_but(*quick):
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    slow_but(("xar_digits", (2, 2, 2)), ("flowar", (1, 2, 4))),
+    slow_but(SYSTEMS + AUTOENCODERS, ("xar_digits", (2, 2, 2)), ("flowar_s", (1, 2, 4))),
 )
-def test_loss_and_gradients_are_those_of_one_device(name, sizes):
-    config, system = system_of(name)
+def test_loss_and_gradients_are_those_of_one_device(name, sizes, tmp_path):
+    config, system, _ = system_of(name, tmp_path)
     params = noised(system.init(jax.random.key(0)))
     source = arrays(config, 8)
     rows = [source.read(i, np.random.default_rng(i)) for i in range(8)]
-    batch = {"data": np.stack([r["data"] for r in rows])}
-    batch["label"] = np.array([r["label"] for r in rows], np.int32)
+    labels = np.array([r["label"] for r in rows], np.int32)
+    batch = {"data": np.stack([r["data"] for r in rows]), "label": labels}
 
     def loss(params, batch):
-        return system.loss(params, batch, key_for("train", 3))[0]
+        return system.loss(params, {**batch, "step": jnp.int32(9)}, key_for("train", 3))[0]
 
     require_same(loss, params, batch, sizes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES)
-def test_loss_and_gradients_of_var(sizes):
-    scales = plan.scale((4, 4), sizes=(1, 2, 4))
-
-    def make(key):
-        backbone = VAR(scales, 8, 10, width=32, depth=2, heads=4, dropout=0.1, key=key)
-        return Network(backbone, Categorical(scales, 32, 64, key=key))
-
-    template = jax.eval_shape(make, jax.random.key(0))
-    params = noised(params_of(make(jax.random.key(0))))
-    first, second, third = jax.random.split(jax.random.key(1), 3)
-    batch = {
-        "inputs": jax.random.normal(first, (8, scales.tokens - 1, 8)),
-        "codes": jax.random.randint(second, (8, scales.tokens), 0, 64),
-        "label": np.arange(8, dtype=np.int32),
-    }
-
-    def loss(params, batch):
-        network = bind(template, params)
-        hidden, _ = network.backbone(batch["inputs"], batch["label"], scales.layout(), key=third)
-        return jnp.mean(network.head.loss(hidden, batch["codes"], (), scales))
-
-    require_same(loss, params, batch, sizes)
-
-
-@pytest.mark.parametrize(("name", "sizes"), slow_but(("xar_digits", (2, 2, 2))))
-def test_samples_are_those_of_one_device(name, sizes):
-    config, system = system_of(name)
+@pytest.mark.parametrize(("name", "sizes"), slow_but(SYSTEMS, ("xar_digits", (2, 2, 2))))
+def test_samples_are_those_of_one_device(name, sizes, tmp_path):
+    config, system, autoencoder = system_of(name, tmp_path)
     params = noised(system.init(jax.random.key(0)))
     labels, made = [1, 2, 3], []
     for mesh in (ONE, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))):
         devices = sharding.make_mesh(mesh)
-        model = Model(config, system, sharding.place(params, devices), devices)
+        placed = sharding.place(params, devices)
+        model = Model(config, system, placed, devices, autoencoder=autoencoder)
         made.append(model.sample(labels))
     np.testing.assert_allclose(made[1], made[0], atol=1e-5 * np.abs(made[0]).max())

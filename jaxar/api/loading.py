@@ -26,6 +26,8 @@ MODEL, TOKENIZER = "model.safetensors", "tokenizer.safetensors"
 MAY_CHANGE = (
     "workers",
     "mesh",
+    "memory.accumulate",
+    "memory.offload_ema",
     "sample",
     "evaluation",
     "checkpoint",

@@ -81,12 +81,13 @@ def require_divisible(
             f"config.mesh.tensor={tensor} does not divide {wrong[0]} attention heads: choose "
             f"{' or '.join(map(str, sharding.nearest(tensor, choices)))}."
         )
-    parts = sharding.batch_parts(sizes)
+    parts = sharding.batch_parts(sizes) * config.memory.accumulate
     if training and config.batch_size % parts:
         below = config.batch_size // parts * parts
+        times = " x memory.accumulate" if config.memory.accumulate > 1 else ""
         raise ConfigError(
             f"config.batch_size={config.batch_size} does not divide into the {parts} parts of "
-            f"mesh.slices x mesh.data x mesh.fsdp: choose "
+            f"mesh.slices x mesh.data x mesh.fsdp{times}: choose "
             f"{f'{below} or ' if below else ''}{below + parts}."
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxar import axes, sharding, tree
 from jaxar.api import setup
 from jaxar.config import ConfigError
+from jaxar.training.memory import Memory
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import TrainState, init_state
 
@@ -37,7 +38,7 @@ def dry_run(config: Any) -> str:
     devices = int(np.prod(list(sizes.values())))
     mesh = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     state = state_shapes(config, system)
-    lines = [_table(state.params, sizes), "", _totals(state, sizes), ""]
+    lines = [_table(state.params, sizes), "", _totals(state, on_devices(config, state), sizes), ""]
     lines += [f"{devices} devices ({mesh}); {there} are here"]
     batch = config.batch_size // sharding.batch_parts(sizes)
     lines += [f"batch of {config.batch_size}: {batch} for each group of {sizes['tensor']} devices"]
@@ -47,7 +48,13 @@ def dry_run(config: Any) -> str:
 def state_shapes(config: Any, system: Any) -> TrainState:
     """Returns the shapes of all that training keeps."""
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
-    return jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
+    memory = Memory(**config.memory)
+    return jax.eval_shape(lambda key: init_state(system, optimizer, key, memory), jax.random.key(0))
+
+
+def on_devices(config: Any, state: TrainState) -> TrainState:
+    """Returns the state without what waits in the host's memory."""
+    return state._replace(ema={}) if config.memory.offload_ema else state
 
 
 def notices(params: Any, sizes: Mapping[str, int]) -> list[str]:
@@ -93,10 +100,11 @@ def _table(params: Any, sizes: Mapping[str, int]) -> str:
     return _aligned(rows)
 
 
-def _totals(state: TrainState, sizes: Mapping[str, int]) -> str:
+def _totals(state: TrainState, here: TrainState, sizes: Mapping[str, int]) -> str:
     rows = [("total", "", "", "numbers", "bytes per device")]
-    parts = {"parameters": state.params, "average": state.ema, "optimiser": state.optimizer}
-    for name, shapes in {**parts, "all": state}.items():
+    average = "average" if here.ema else "average, on the host"
+    parts = {"parameters": state.params, average: state.ema, "optimiser": state.optimizer}
+    for name, shapes in {**parts, "all": here}.items():
         rows.append((name, "", "", f"{tree.count(shapes):,}", _size(shapes, sizes)))
     return _aligned(rows)
 

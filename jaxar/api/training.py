@@ -24,6 +24,7 @@ from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.files import replace_text
 from jaxar.training.loop import fit
+from jaxar.training.memory import averaged
 from jaxar.training.progress import read_history
 
 RESULT, SAMPLES, CURVE = "result.json", "samples.png", "loss.png"
@@ -65,7 +66,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
         _draw_curve(folder)
 
     state = fit(system, source, config, folder, ready.mesh, preview)
-    trained = model(state.ema, int(state.step))
+    trained = model(averaged(state.ema, ready.mesh), int(state.step))
     draw({"average": trained}, folder / SAMPLES)
     _draw_curve(folder)
     say("curve", str(folder / CURVE))

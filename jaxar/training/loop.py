@@ -17,6 +17,7 @@ from jaxar.data import loader
 from jaxar.keys import key_for
 from jaxar.system import Trainable
 from jaxar.training.interruption import Interruption
+from jaxar.training.memory import Memory, averaged, kept_in, state_shardings
 from jaxar.training.optim import make_optimizer
 from jaxar.training.progress import Progress
 from jaxar.training.state import TrainState, init_state
@@ -64,7 +65,8 @@ def fit(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
     record = {"data": loader.fingerprint(source)}
-    state, start = _begin(system, optimizer, config.seed, checkpoints, record, mesh)
+    memory = Memory(**config.memory)
+    state, start = _begin(system, optimizer, config.seed, checkpoints, record, mesh, memory)
     if start >= config.steps:
         say("train", f"already at step {start:,} of {config.steps:,}")
         checkpoints.close()
@@ -81,8 +83,8 @@ def fit(
     waiting = _Waiting(map(sharding.spread(mesh, config.batch_size), batches))
     batch = next(waiting)
     began = time.monotonic()
-    step = make_step(system, optimizer, ema=config.ema, seed=config.seed)
-    compiled = compile_step(step, state, batch, mesh)
+    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
+    compiled = compile_step(step, state, batch, mesh, memory)
     say("compile", f"training step in {time.monotonic() - began:.1f} s")
 
     writes = distributed.first()
@@ -118,7 +120,7 @@ def fit(
             if config.sample.every and now % config.sample.every == 0 and not last:
                 progress.interrupt()
                 with watchdog.slow():
-                    preview(state.params, state.ema, now)
+                    preview(state.params, averaged(state.ema, mesh), now)
                 clock = time.monotonic()
             if not last:
                 batch = next(waiting)
@@ -126,7 +128,7 @@ def fit(
     return state
 
 
-def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainState, int]:
+def _begin(system, optimizer, seed, checkpoints, record, mesh, memory) -> tuple[TrainState, int]:
     """Returns the newest state there is, or the initial one, and its step.
 
     Converted weights are the newest state until the first checkpoint of their training: parameters
@@ -134,10 +136,10 @@ def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainSta
     """
 
     def init(key):
-        return init_state(system, optimizer, key)
+        return init_state(system, optimizer, key, memory)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    places = sharding.shardings(shapes, mesh)
+    places = state_shardings(shapes, mesh, memory)
     say("model", f"{tree.count(shapes.params):,} parameters")
     latest = checkpoints.latest()
     stored = {} if latest is None else checkpoints.record(latest)
@@ -146,9 +148,10 @@ def _begin(system, optimizer, seed, checkpoints, record, mesh) -> tuple[TrainSta
         if latest is None:
             return state, 0
         say("begin", f"with the weights of {stored['weights'].get('file', 'a file')}")
-        wanted = checkpoint.placed(shapes.ema, places.ema)
-        ema = checkpoints.restore(latest, wanted, part="ema")
-        return state._replace(params=jax.tree.map(jnp.copy, ema), ema=ema), 0
+        wanted = checkpoint.placed(shapes.params, places.params)
+        params = checkpoints.restore(latest, wanted, part="ema")
+        ema = kept_in(jax.tree.map(jnp.copy, params), memory.ema)
+        return state._replace(params=params, ema=jax.device_put(ema, places.ema)), 0
     if stored != record:
         raise ConfigError(
             f"{checkpoints.folder} was trained on other data (fingerprint {stored['data']}, now "

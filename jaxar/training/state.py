@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxar.system import Trainable
+from jaxar.training.memory import PLAIN, Memory, kept_in
 from jaxar.typing import Array, Params
 
 
@@ -16,8 +17,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: Steps taken, int32.
       params: Parameters being trained, float32.
-      ema: Their exponential moving average: what is sampled from.
-      optimizer: State of the optimiser.
+      ema: Their exponential moving average: what is sampled from. In the dtype of `Memory.ema`.
+      optimizer: State of the optimiser, in the dtype of `Memory.moments`.
       skipped: Steps whose loss or gradient was not finite and changed nothing, int32.
     """
 
@@ -29,15 +30,18 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    system: Trainable, optimizer: optax.GradientTransformation, key: Array
+    system: Trainable,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    memory: Memory = PLAIN,
 ) -> TrainState:
     """Returns the state before the first step; jit it with shardings to make it in place."""
     params = system.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),
-        optimizer=optimizer.init(params),
+        ema=kept_in(jax.tree.map(jnp.copy, params), memory.ema),
+        optimizer=kept_in(optimizer.init(params), memory.moments),
         skipped=jnp.zeros((), jnp.int32),
     )
 

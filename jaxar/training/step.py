@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 
 from jaxar import axes
 from jaxar.keys import key_for
-from jaxar.sharding import batch_sharding, replicated, shardings
+from jaxar.sharding import batch_sharding, replicated
 from jaxar.system import Trainable
+from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, widened
 from jaxar.training.state import TrainState, ema_decay
 from jaxar.typing import Array
 
@@ -20,7 +21,12 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(
-    system: Trainable, optimizer: optax.GradientTransformation, *, ema: float, seed: int
+    system: Trainable,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: float,
+    seed: int,
+    memory: Memory = PLAIN,
 ) -> Step:
     """Returns the pure function (state, batch) -> (state, metrics) of one step.
 
@@ -31,25 +37,29 @@ def make_step(
       optimizer: See `make_optimizer`.
       ema: Rate of the moving average.
       seed: Of all randomness; the key of a step follows from it and the step.
+      memory: What is kept between steps, and how.
     """
+    gradient = _accumulated(system, memory.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key_for("train", seed), state.step)
-        (loss, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
-            state.params, {**batch, "step": state.step}, key
-        )
-        gradients = axes.placed(gradients)
+        (loss, metrics), gradients = gradient(state.params, batch, state.step, key)
         seen = metrics.pop("seen", None)
         norm = optax.tree.norm(gradients)
-        updates, moved = optimizer.update(gradients, state.optimizer, state.params)
+        updates, moved = optimizer.update(gradients, widened(state.optimizer), state.params)
         params: Any = optax.apply_updates(state.params, updates)
         params = system.settle(params, seen, key)
-        average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
+        before = fetched(state.ema, memory)
+        rate = 1 - ema_decay(ema, state.step)
+        average = optax.incremental_update(params, widened(before), rate)
 
         # A skipped step also leaves the optimiser's count, and with it the learning rate.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        key = jax.random.fold_in(key_for("rounding", seed), state.step)
+        average = narrowed(average, memory.ema, jax.random.fold_in(key, 0))
+        moved = narrowed(moved, memory.moments, jax.random.fold_in(key, 1))
         new = (params, average, moved)
-        old = (state.params, state.ema, state.optimizer)
+        old = (state.params, before, state.optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         params, average, moved = kept
         state = TrainState(state.step + 1, params, average, moved, state.skipped + ~finite)
@@ -59,7 +69,11 @@ def make_step(
 
 
 def compile_step(
-    step: Step, state: TrainState, batch: dict[str, Any], mesh: Mesh
+    step: Step,
+    state: TrainState,
+    batch: dict[str, Any],
+    mesh: Mesh,
+    memory: Memory = PLAIN,
 ) -> jax.stages.Compiled:
     """Returns the step compiled for these shapes on the mesh; the state's memory is reused.
 
@@ -68,8 +82,9 @@ def compile_step(
       state: The state or its shapes.
       batch: A batch or its shapes.
       mesh: Devices.
+      memory: That of the step.
     """
-    places = shardings(state, mesh)
+    places = state_shardings(state, mesh, memory)
     jitted = jax.jit(
         step,
         in_shardings=(places, batch_sharding(mesh)),
@@ -78,3 +93,39 @@ def compile_step(
     )
     with jax.set_mesh(mesh):
         return jitted.lower(state, batch).compile()
+
+
+def _accumulated(system: Trainable, parts: int) -> Callable[..., Any]:
+    """Returns the function to ((loss, metrics), gradients) of a batch, one part after the other.
+
+    Losses are means over examples, so means over equal parts are those of the whole. Every part has
+    randomness of its own.
+    """
+
+    def whole(params, batch, step, key):
+        value_and_gradient = jax.value_and_grad(system.loss, has_aux=True)
+        found, gradients = value_and_gradient(params, {**batch, "step": step}, key)
+        return found, axes.placed(gradients)
+
+    def summed(params, batch, step, key):
+        def body(total, part):
+            number, rows = part
+            found, gradients = whole(params, rows, step, jax.random.fold_in(key, number))
+            return axes.placed(jax.tree.map(jnp.add, total, gradients)), found
+
+        nothing = axes.placed(jax.tree.map(jnp.zeros_like, params))
+        cut = jax.tree.map(lambda x: _cut(x, parts), batch)
+        total, (losses, metrics) = jax.lax.scan(body, nothing, (jnp.arange(parts), cut))
+        seen = metrics.pop("seen", None)
+        metrics = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
+        if seen is not None:
+            metrics["seen"] = seen.reshape(-1, *seen.shape[2:])
+        return (jnp.mean(losses), metrics), jax.tree.map(lambda x: x / parts, total)
+
+    return whole if parts == 1 else summed
+
+
+def _cut(x: Array, parts: int) -> Array:
+    """Returns (parts, b / parts, ...): rows i, i + parts, ... so that every device has a share."""
+    cut = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    return axes.hold(cut, None, "batch")
