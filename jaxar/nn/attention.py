@@ -1,18 +1,28 @@
-"""Attention, and the one place where its kernel is chosen."""
+"""Attention, and the one place where it is chosen how it is computed."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from jaxar import axes
 from jaxar.axes import hold
-from jaxar.nn.layers import Initial, Linear, dropout, split_or_none, xavier_uniform
-from jaxar.nn.module import Module, Param
+from jaxar.nn import kernel
+from jaxar.nn.dropout import dropout, key_words
+from jaxar.nn.layers import Initial, Linear, split_or_none, xavier_uniform
+from jaxar.nn.module import PROJECTED, Module, Param
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array, Float, Mask
 
 KeyValue = tuple[Array, Array]
 """Keys and values, each (b, m, k, e), or (l, b, m, k, e) for a stack of layers."""
+
+
+ATTENTION = ("auto", "dense", "kernel")
+"""Ways to compute it: "dense" by plain operations, "kernel" by `attend_in_kernel`, which needs a
+TPU; "auto" takes the kernel for a TPU where it serves the lengths."""
 
 
 def attend(
@@ -24,6 +34,7 @@ def attend(
     scale: float | None = None,
     rate: float = 0.0,
     key: Array | None = None,
+    way: str = "auto",
 ) -> Float[Array, "b n k e"]:
     """Returns softmax(scale q k') v, the softmax in float32.
 
@@ -31,18 +42,45 @@ def attend(
       q: Queries.
       k: Keys.
       v: Values.
-      mask: (n, m) bool, True where a query sees a key, or None where all do.
+      mask: (n, m) or (1, m) bool, True where a query sees a key, or None where all do.
       scale: Of the logits; 1 / sqrt(e) by default.
       rate: Dropout of the weights, where a key is given.
-      key: Randomness of the dropout.
+      key: Randomness of the dropout; what falls away is the same whatever the way.
+      way: One of `ATTENTION`.
     """
     q, k, v = (hold(x, "batch", None, "heads") for x in (q, k, v))
-    logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32)
-    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rate = 0.0 if key is None else rate
+    on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q, k)
+    how = _by_kernel if on_tpu or way == "kernel" else _densely
+    return checkpoint_name(how(q, k, v, mask, scale, rate, key), PROJECTED)
+
+
+def _densely(q, k, v, mask, scale, rate, key):
+    logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     weights = dropout(jax.nn.softmax(logits, -1).astype(v.dtype), rate, key)
     return jnp.einsum("bknm,bmke->bnke", weights, v)
+
+
+def _by_kernel(q, k, v, mask, scale, rate, key):
+    shape = (q.shape[1], k.shape[1])
+    seen = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(mask, shape)
+    words = key_words(key) if rate else jnp.zeros(2, jnp.uint32)
+    attend = functools.partial(
+        kernel.attend_in_kernel,
+        all_heads=q.shape[2],
+        scale=scale,
+        rate=rate,
+        interpret=axes.platform() != "tpu",
+    )
+
+    def part(first, q, k, v, bias, words):
+        return attend(q, k, v, bias, jnp.concatenate([words, first[::2]]))
+
+    bias = jnp.where(seen, jnp.float32(0), -jnp.inf)
+    return axes.in_parts(part, (q, k, v), ("batch", None, "heads"), (bias, words))
 
 
 class Attention(Module):
@@ -91,11 +129,12 @@ class Attention(Module):
         attention_rate: float = 0.0,
         rate: float = 0.0,
         key: Array | None = None,
+        way: str = "auto",
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
         """Returns the output, and the keys and values of these n tokens.
 
         With a cache, its m - n keys and values come before those of the n tokens, in the order of
-        the mask's columns.
+        the mask's columns. The way is one of `ATTENTION`.
         """
         inner, outer = split_or_none(key, 2)
         q, k, v = self.project(x)
@@ -105,7 +144,8 @@ class Attention(Module):
         if cache is not None:
             seen_k = jnp.concatenate([cache[0], k], 1)
             seen_v = jnp.concatenate([cache[1], v], 1)
-        y = attend(q, seen_k, seen_v, mask, scale=self.scale, rate=attention_rate, key=inner)
+        more = dict(scale=self.scale, rate=attention_rate, key=inner, way=way)
+        y = attend(q, seen_k, seen_v, mask, **more)
         return dropout(self.out(y), rate, outer), (k, v)
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
@@ -166,10 +206,11 @@ class CrossAttention(Module):
         *,
         rope: Float[Array, "2 n e"],
         mask: Mask = None,
+        way: str = "auto",
     ) -> Float[Array, "b n d"]:
-        """Returns what the tokens read in a context at the same positions."""
+        """Returns what the tokens read in a context at the same positions, see `attend`."""
         k, v = jnp.moveaxis(self.kv(context), 2, 0)
-        return self.out(attend(rotate(self.query(x), rope), rotate(k, rope), v, mask))
+        return self.out(attend(rotate(self.query(x), rope), rotate(k, rope), v, mask, way=way))
 
 
 def _unit(x: Array) -> Array:
