@@ -31,6 +31,7 @@ def attend(
     v: Float[Array, "b m k e"],
     mask: Mask = None,
     *,
+    rope: Float[Array, "2 n e"] | None = None,
     scale: float | None = None,
     rate: float = 0.0,
     key: Array | None = None,
@@ -43,6 +44,7 @@ def attend(
       k: Keys.
       v: Values.
       mask: (n, m) or (1, m) bool, True where a query sees a key, or None where all do.
+      rope: Rotary table by which queries and keys, of the same tokens, are turned, or None.
       scale: Of the logits; 1 / sqrt(e) by default.
       rate: Dropout of the weights, where a key is given.
       key: Randomness of the dropout; what falls away is the same whatever the way.
@@ -53,10 +55,11 @@ def attend(
     rate = 0.0 if key is None else rate
     on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q, k)
     how = _by_kernel if on_tpu or way == "kernel" else _densely
-    return checkpoint_name(how(q, k, v, mask, scale, rate, key), PROJECTED)
+    return checkpoint_name(how(q, k, v, mask, rope, scale, rate, key), PROJECTED)
 
 
-def _densely(q, k, v, mask, scale, rate, key):
+def _densely(q, k, v, mask, rope, scale, rate, key):
+    q, k = (x if rope is None else rotate(x, rope) for x in (q, k))
     logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
@@ -64,7 +67,7 @@ def _densely(q, k, v, mask, scale, rate, key):
     return jnp.einsum("bknm,bmke->bnke", weights, v)
 
 
-def _by_kernel(q, k, v, mask, scale, rate, key):
+def _by_kernel(q, k, v, mask, rope, scale, rate, key):
     shape = (q.shape[1], k.shape[1])
     seen = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(mask, shape)
     words = key_words(key) if rate else jnp.zeros(2, jnp.uint32)
@@ -76,11 +79,13 @@ def _by_kernel(q, k, v, mask, scale, rate, key):
         interpret=axes.platform() != "tpu",
     )
 
-    def part(first, q, k, v, bias, words):
-        return attend(q, k, v, bias, jnp.concatenate([words, first[::2]]))
+    def part(first, q, k, v, words, bias, *rope):
+        start = jnp.concatenate([words, first[::2]])
+        return attend(q, k, v, bias, *(rope or [None]), start)
 
-    bias = jnp.where(seen, jnp.float32(0), -jnp.inf)
-    return axes.in_parts(part, (q, k, v), ("batch", None, "heads"), (bias, words))
+    whole = (words, jnp.where(seen, jnp.float32(0), -jnp.inf))
+    whole += () if rope is None else (jnp.asarray(rope),)
+    return axes.in_parts(part, (q, k, v), ("batch", None, "heads"), whole)
 
 
 class Attention(Module):
@@ -138,19 +143,20 @@ class Attention(Module):
         """
         inner, outer = split_or_none(key, 2)
         q, k, v = self.project(x)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        seen_k, seen_v = k, v
-        if cache is not None:
-            seen_k = jnp.concatenate([cache[0], k], 1)
-            seen_v = jnp.concatenate([cache[1], v], 1)
+        turned = k if rope is None else rotate(k, rope)
         more = dict(scale=self.scale, rate=attention_rate, key=inner, way=way)
-        y = attend(q, seen_k, seen_v, mask, **more)
-        return dropout(self.out(y), rate, outer), (k, v)
+        if cache is None:
+            y = attend(q, k, v, mask, rope=rope, **more)
+        else:
+            q = q if rope is None else rotate(q, rope)
+            seen_k = jnp.concatenate([cache[0], turned], 1)
+            seen_v = jnp.concatenate([cache[1], v], 1)
+            y = attend(q, seen_k, seen_v, mask, **more)
+        return dropout(self.out(y), rate, outer), (turned, v)
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """Returns queries, keys and values, (b, n, k, e) each."""
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k, v = self.qkv.parts(x)
         return q, k, v
 
 
@@ -209,7 +215,7 @@ class CrossAttention(Module):
         way: str = "auto",
     ) -> Float[Array, "b n d"]:
         """Returns what the tokens read in a context at the same positions, see `attend`."""
-        k, v = jnp.moveaxis(self.kv(context), 2, 0)
+        k, v = self.kv.parts(context)
         return self.out(attend(rotate(self.query(x), rope), rotate(k, rope), v, mask, way=way))
 
 

@@ -7,6 +7,8 @@ the backward pass computes the weights anew:
     dv = u' do,  dw = keep / (1 - rate) do v',  ds = scale w (dw - sum(w dw))                   (2)
     dq = ds k,  dk = ds' q                                                                      (3)
 
+Queries and keys are turned by their rotary positions on the way in, and dq, dk back.
+
 Heads lie side by side in the last axis, as the projections give them, and a program takes as many
 as fill whole vectors. Weights fall away by the words of `dropout`, at the places of (b, k, n, m).
 """
@@ -18,10 +20,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxar.nn.dropout import hashed, threshold
+from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
 LANES = 128
@@ -42,6 +46,8 @@ class _Sizes:
 
     heads: int
     together: int
+    width: int
+    rotary: bool
     scale: float
     rate: float
     interpret: bool
@@ -52,6 +58,7 @@ def attend_in_kernel(
     k: Array,
     v: Array,
     bias: Array,
+    rope: Array | None,
     start: Array,
     *,
     all_heads: int,
@@ -66,6 +73,7 @@ def attend_in_kernel(
       k: Keys (b, m, k, e).
       v: Values (b, m, k, e).
       bias: (n, m) float32, 0 where a query sees a key and -inf where it does not.
+      rope: Rotary table (2, n, e) of the tokens of both queries and keys, or None.
       start: (4,) uint32: the two words of the key of dropout, and the first example and head of
         these among all examples and heads.
       all_heads: Heads on all devices.
@@ -76,23 +84,30 @@ def attend_in_kernel(
     heads, width = q.shape[2:]
     together = LANES // math.gcd(LANES, width)
     together = together if heads % together == 0 else heads
-    sizes = _Sizes(all_heads, together, scale, rate, interpret)
+    if rope is not None and together * width % LANES:
+        # Neighbours are found by rolling whole vectors, which these are not.
+        q, k, rope = rotate(q, rope), rotate(k, rope), None
+    sizes = _Sizes(all_heads, together, width, rope is not None, scale, rate, interpret)
+    tables = [bias]
+    if rope is not None:
+        signs = np.tile(np.float32([-1, 1]), width // 2)
+        tables += [jnp.tile(table, together) for table in (rope[0], rope[1] * signs)]
     flat = (x.reshape(*x.shape[:2], heads * width) for x in (q, k, v))
-    return _attend(sizes, width, *flat, bias, start).reshape(q.shape)
+    return _attend(sizes, *flat, tuple(tables), start).reshape(q.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(sizes: _Sizes, width: int, q: Array, k: Array, v: Array, bias: Array, start: Array):
-    return _call(_forward, sizes, width, (q, k, v), bias, start, (q,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(sizes: _Sizes, q: Array, k: Array, v: Array, tables: tuple[Array, ...], start: Array):
+    return _call(_forward, sizes, (q, k, v), tables, start, (q,))
 
 
-def _keep(sizes, width, q, k, v, bias, start):
-    return _attend(sizes, width, q, k, v, bias, start), (q, k, v, bias, start)
+def _keep(sizes, q, k, v, tables, start):
+    return _attend(sizes, q, k, v, tables, start), (q, k, v, tables, start)
 
 
-def _give_back(sizes, width, kept, gradient):
-    q, k, v, bias, start = kept
-    found = _call(_backward, sizes, width, (q, k, v, gradient), bias, start, (q, k, v))
+def _give_back(sizes, kept, gradient):
+    q, k, v, tables, start = kept
+    found = _call(_backward, sizes, (q, k, v, gradient), tables, start, (q, k, v))
     return (*found, None, None)
 
 
@@ -102,27 +117,29 @@ _attend.defvjp(_keep, _give_back)
 def _call(
     body: Any,
     sizes: _Sizes,
-    width: int,
     inputs: tuple[Array, ...],
-    bias: Array,
+    tables: tuple[Array, ...],
     start: Array,
     outputs: tuple[Array, ...],
 ) -> Any:
     """Returns what a body gives, run for each example and group of heads."""
-    (batch, n, lanes), m = inputs[0].shape, bias.shape[1]
-    part = sizes.together * width
+    (batch, _, lanes), (n, m) = inputs[0].shape, tables[0].shape
+    part = sizes.together * sizes.width
 
     def block(x):
         return pl.BlockSpec((None, x.shape[1], part), lambda b, g, start: (b, 0, g))
 
+    def whole(x):
+        return pl.BlockSpec(x.shape, lambda b, g, start: (0, 0))
+
     products = 2 if body is _forward else 5
     found = pl.pallas_call(
-        functools.partial(body, sizes, width),
+        functools.partial(body, sizes),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, lanes // part),
-            in_specs=[*map(block, inputs), pl.BlockSpec((n, m), lambda b, g, start: (0, 0))],
+            in_specs=[*map(block, inputs), *map(whole, tables)],
             out_specs=[block(x) for x in outputs],
         ),
         compiler_params=pltpu.CompilerParams(
@@ -130,35 +147,59 @@ def _call(
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * batch * n * m * lanes,
-            transcendentals=batch * n * m * lanes // width,
+            transcendentals=batch * n * m * lanes // sizes.width,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
         ),
         interpret=sizes.interpret,
         name=f"attention{body.__name__}",
-    )(start, *inputs, bias)
+    )(start, *inputs, *tables)
     return found[0] if len(outputs) == 1 else found
 
 
-def _forward(sizes, width, start, q, k, v, bias, out):
-    for head in range(sizes.together):
-        one = pl.ds(head * width, width)
-        weights, kept = _weights(sizes, start, q[:, one], k[:, one], bias[...], head)
+def _forward(sizes, start, q, k, v, *rest):
+    tables, out = rest[:-1], rest[-1]
+    q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
+    parts = []
+    for head, one in _heads(sizes):
+        weights, kept = _weights(sizes, start, q[:, one], k[:, one], tables[0][...], head)
         used = (weights * kept).astype(v.dtype)
-        out[:, one] = _product(used, v[:, one], 1, 0).astype(out.dtype)
+        parts.append(_product(used, v[:, one], 1, 0))
+    out[...] = jnp.concatenate(parts, 1).astype(out.dtype)
 
 
-def _backward(sizes, width, start, q, k, v, gradient, bias, to_q, to_k, to_v):
-    for head in range(sizes.together):
-        one = pl.ds(head * width, width)
-        weights, kept = _weights(sizes, start, q[:, one], k[:, one], bias[...], head)
-        given = gradient[:, one]
+def _backward(sizes, start, q, k, v, given, *rest):
+    tables, outputs = rest[:-3], rest[-3:]
+    q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
+    given, found = given[...], ([], [], [])
+    for head, one in _heads(sizes):
+        weights, kept = _weights(sizes, start, q[:, one], k[:, one], tables[0][...], head)
         used = (weights * kept).astype(v.dtype)
-        to_v[:, one] = _product(used, given, 0, 0).astype(to_v.dtype)
-        slope = weights * _product(given, v[:, one], 1, 1) * kept
+        slope = weights * _product(given[:, one], v[:, one], 1, 1) * kept
         slope = slope - weights * jnp.sum(slope, -1, keepdims=True)
         slope = (slope * sizes.scale).astype(q.dtype)
-        to_q[:, one] = _product(slope, k[:, one], 1, 0).astype(to_q.dtype)
-        to_k[:, one] = _product(slope, q[:, one], 0, 0).astype(to_k.dtype)
+        found[0].append(_product(slope, k[:, one], 1, 0))
+        found[1].append(_product(slope, q[:, one], 0, 0))
+        found[2].append(_product(used, given[:, one], 0, 0))
+    for out, parts, rotary in zip(outputs, found, (True, True, False), strict=True):
+        value = jnp.concatenate(parts, 1)
+        value = _turned(sizes, value, tables, -1) if rotary else value
+        out[...] = value.astype(out.dtype)
+
+
+def _heads(sizes: _Sizes) -> list[tuple[int, slice]]:
+    """Returns the heads of a program, and where they lie in the last axis."""
+    width = sizes.width
+    return [(head, slice(head * width, (head + 1) * width)) for head in range(sizes.together)]
+
+
+def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
+    """Returns queries or keys turned by their positions, as `rope.rotate`; back for way -1."""
+    if not sizes.rotary:
+        return x
+    y, lanes = x.astype(jnp.float32), x.shape[1]
+    even = jax.lax.broadcasted_iota(jnp.int32, y.shape, 1) % 2 == 0
+    neighbour = jnp.where(even, pltpu.roll(y, lanes - 1, 1), pltpu.roll(y, 1, 1))
+    return (y * tables[1][...] + way * neighbour * tables[2][...]).astype(x.dtype)
 
 
 def _weights(sizes: _Sizes, start: Any, q: Array, k: Array, bias: Array, head: int):
