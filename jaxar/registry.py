@@ -149,7 +149,11 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
     function, given = (make.__init__, (None, *args)) if inspect.isclass(make) else (make, args)
     parameters = list(inspect.signature(function).parameters.values())[len(given) :]
     own = {p.name: p.default for p in parameters if p.name not in more}
-    groups = {name: group for name, group in own.items() if dataclasses.is_dataclass(group)}
+    groups = {
+        name: group
+        for name, group in own.items()
+        if dataclasses.is_dataclass(group) and not isinstance(group, type)
+    }
     allowed = {key: default for key, default in own.items() if key not in groups}
     for group in groups.values():
         allowed |= dataclasses.asdict(group)

@@ -81,7 +81,7 @@ def _by_kernel(q, k, v, mask, rope, scale, rate, key):
 
     def part(first, q, k, v, words, bias, *rope):
         start = jnp.concatenate([words, first[::2]])
-        return attend(q, k, v, bias, *(rope or [None]), start)
+        return attend(q, k, v, bias, rope[0] if rope else None, start)
 
     whole = (words, jnp.where(seen, jnp.float32(0), -jnp.inf))
     whole += () if rope is None else (jnp.asarray(rope),)
@@ -144,14 +144,16 @@ class Attention(Module):
         inner, outer = split_or_none(key, 2)
         q, k, v = self.project(x)
         turned = k if rope is None else rotate(k, rope)
-        more = dict(scale=self.scale, rate=attention_rate, key=inner, way=way)
+        look = functools.partial(
+            attend, mask=mask, scale=self.scale, rate=attention_rate, key=inner, way=way
+        )
         if cache is None:
-            y = attend(q, k, v, mask, rope=rope, **more)
+            y = look(q, k, v, rope=rope)
         else:
             q = q if rope is None else rotate(q, rope)
             seen_k = jnp.concatenate([cache[0], turned], 1)
             seen_v = jnp.concatenate([cache[1], v], 1)
-            y = attend(q, seen_k, seen_v, mask, **more)
+            y = look(q, seen_k, seen_v)
         return dropout(self.out(y), rate, outer), (turned, v)
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:

@@ -90,10 +90,11 @@ def attend_in_kernel(
     sizes = _Sizes(all_heads, together, width, rope is not None, scale, rate, interpret)
     tables = [bias]
     if rope is not None:
-        signs = np.tile(np.float32([-1, 1]), width // 2)
+        signs = np.tile(np.array([-1, 1], np.float32), width // 2)
         tables += [jnp.tile(table, together) for table in (rope[0], rope[1] * signs)]
     flat = (x.reshape(*x.shape[:2], heads * width) for x in (q, k, v))
-    return _attend(sizes, *flat, tuple(tables), start).reshape(q.shape)
+    out: Any = _attend(sizes, *flat, tuple(tables), start)
+    return out.reshape(q.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
