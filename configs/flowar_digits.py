@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         dropout=0.0,
         attention_dropout=0.0,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.head = spec(
         "flow_network",
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
         cross=False,
         mlp_ratio=4.0,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
 
     config.optimizer = ConfigDict(

@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         dropout=0.1,
         attention_dropout=0.1,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.head = spec(
         "flow_network",
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
         cross=False,
         mlp_ratio=4.0,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
 
     config.optimizer = ConfigDict(

@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
         dropout=0.1,
         attention_dropout=0.1,
         dtype="bfloat16",
-        remat=True,
+        remat="projections",
     )
     config.head = spec(
         "diffusion",
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
         steps=1000,
         repeats=4,
         dtype="bfloat16",
-        remat=True,
+        remat="projections",
     )
 
     config.optimizer = ConfigDict(

@@ -38,10 +38,10 @@ def get_config() -> ConfigDict:
         dropout=0.0,
         attention_dropout=0.0,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.head = spec(
-        "diffusion", width=128, depth=2, steps=1000, repeats=4, dtype="float32", remat=False
+        "diffusion", width=128, depth=2, steps=1000, repeats=4, dtype="float32", remat="none"
     )
 
     config.optimizer = ConfigDict(

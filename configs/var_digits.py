@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
         attention_dropout=0.0,
         drop_path=0.0,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
 
     config.optimizer = ConfigDict(

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         time_scale=1000.0,
         truncate_time=True,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
 
     config.optimizer = ConfigDict(

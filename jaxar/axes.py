@@ -15,10 +15,11 @@ Networks do not know a mesh. `hold` and `gathered` read the one in use while a p
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
@@ -164,6 +165,51 @@ def _gather_backward(parts, whole, _, gradient):
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def platform() -> str:
+    """Returns what a program is traced for: "cpu", "gpu" or "tpu".
+
+    The devices of the mesh in use need not be of this machine: programs are compiled for TPUs on
+    CPUs. Where there is no mesh, it is JAX's default.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def in_parts(
+    function: Callable[..., Array],
+    parted: tuple[Array, ...],
+    logical: tuple[str | None, ...],
+    whole: tuple[Array, ...],
+) -> Array:
+    """Returns function(first, *parted, *whole), where every device sees its parts alone.
+
+    The compiler does not look into kernels: it would gather what they take.
+
+    Args:
+      function: Its `first` is (axes,) uint32: how many elements stand before the part along each
+        of the `logical` axes. It returns an array that is parted as the first of `parted`.
+      parted: Arrays that are shared out by the same axes.
+      logical: Names of their first axes.
+      whole: Arrays that every device has whole.
+    """
+    sizes, (lead, *_) = _sizes(), parted
+    padded = logical + (None,) * (lead.ndim - len(logical))
+    parts = _spec(padded, lead.shape, sizes)
+
+    def run(*arrays: Array) -> Array:
+        first = [
+            jax.lax.axis_index(part) * size if part else 0
+            for part, size in zip(parts, arrays[0].shape[: len(logical)], strict=False)
+        ]
+        return function(jnp.asarray(first, jnp.uint32), *arrays)
+
+    if not sizes:
+        return run(*parted, *whole)
+    specs = (parts,) * len(parted) + (PartitionSpec(),) * len(whole)
+    shared = jax.shard_map(run, in_specs=specs, out_specs=parts, check_vma=False)
+    return shared(*parted, *whole)
 
 
 def _sizes() -> dict[str, int]:

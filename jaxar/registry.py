@@ -4,6 +4,7 @@
 a part means adding one row; `assembly` joins the parts of a config.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -127,6 +128,9 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
 def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: Any) -> Any:
     """Returns the part that a spec names, e.g. {"name": "cell", "height": 8, "width": 8}.
 
+    A keyword argument whose default is a dataclass, as `Compute`, is given by its fields, which
+    stand in the spec among the other arguments.
+
     Args:
       kind: Row of `PARTS`, named in errors.
       spec: "name" and keyword arguments of its constructor.
@@ -144,7 +148,15 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
     make = table[name]
     function, given = (make.__init__, (None, *args)) if inspect.isclass(make) else (make, args)
     parameters = list(inspect.signature(function).parameters.values())[len(given) :]
-    allowed = {p.name: p.default for p in parameters if p.name not in more}
+    own = {p.name: p.default for p in parameters if p.name not in more}
+    groups = {
+        name: group
+        for name, group in own.items()
+        if dataclasses.is_dataclass(group) and not isinstance(group, type)
+    }
+    allowed = {key: default for key, default in own.items() if key not in groups}
+    for group in groups.values():
+        allowed |= dataclasses.asdict(group)
     unknown = [key for key in arguments if key not in allowed]
     missing = [
         key for key in allowed if key not in arguments and allowed[key] is inspect.Parameter.empty
@@ -156,6 +168,10 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
             f"config.{kind}: {name} {', '.join(faults)}; its arguments are {sorted(allowed)}."
         )
     try:
+        for key, group in groups.items():
+            fields = {field.name for field in dataclasses.fields(group)} & arguments.keys()
+            changes = {field: arguments.pop(field) for field in fields}
+            arguments[key] = dataclasses.replace(group, **changes)
         return make(*args, **arguments, **more)
     except ConfigError:
         raise

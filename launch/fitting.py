@@ -3,8 +3,8 @@
     needed = state by the table of shardings + the rest                                       (1)
 
 The state of a changed mesh is computed exactly. The rest (activations, gradients, buffers) is taken
-from the compiler's refusal and scaled with the images of a chip; without rematerialisation it is
-not known how much of it would go, so that is proposed first where it is off, and left to a compile.
+from the compiler's refusal and scaled with the images of a chip; it is not known how much of it
+more rematerialisation would save, so that is proposed first and left to a compile.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,13 +51,10 @@ def advice(config: Any, report: Report, state_of: Callable[[dict[str, int]], int
 
 def candidates(config: Any, report: Report) -> Iterator[Change]:
     """Yields changes in the order of `ORDER`; later ones include what helped before."""
-    off = [
-        f"model.remat={value}"
-        for value in ("true",)
-        if report["what"] == "train" and config.model.get("remat") is False
-    ]
-    if off:
-        yield off, "rematerialisation is off"
+    now = config.model.get("remat")
+    for remat, less in (("projections", ("none",)), ("blocks", ("none", "projections"))):
+        if report["what"] == "train" and now in less:
+            yield [f"model.remat={remat}"], "fewer values are kept for the backward pass"
     mesh = report["mesh"]
     fsdp, free = mesh["fsdp"], mesh["data"]
     while free % 2 == 0 and free > 1:

@@ -11,6 +11,7 @@ from jaxar.flow.diffusion import Diffusion
 from jaxar.flow.guidance import Guidance, Guide
 from jaxar.heads.base import Turn
 from jaxar.heads.diffusion import Denoising, DiffusionHead
+from jaxar.nn.transformer import Compute
 
 CHAINS = [Diffusion(1000).respaced(12), Diffusion(40).respaced(40), Diffusion(40).respaced(2)]
 
@@ -276,8 +277,8 @@ def test_compute_type_and_rematerialisation_keep_the_numbers(head):
     hidden, tokens, where = normal(0, 2, 4, 6), normal(1, 2, 4, 3), plan.token((2, 2))
     noise = head.noise(jax.random.key(2), tokens, where)
     expected = head.loss(hidden, tokens, noise, where)
-    again = made_head(remat=True).loss(hidden, tokens, noise, where)
+    again = made_head(compute=Compute(remat="blocks")).loss(hidden, tokens, noise, where)
     np.testing.assert_allclose(again, expected, rtol=1e-6)
-    half = made_head(dtype="bfloat16").loss(hidden, tokens, noise, where)
+    half = made_head(compute=Compute("bfloat16")).loss(hidden, tokens, noise, where)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, expected, rtol=0.05, atol=0.05)

@@ -21,6 +21,7 @@ from jaxar.heads.base import Known, Turn
 from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.heads.flow_network import FlowNetwork
 from jaxar.nn.module import bind, params_of
+from jaxar.nn.transformer import Compute
 from jaxar.plan import Layout
 from jaxar.system import System
 from jaxar.tokenizers.patch import Patch
@@ -325,7 +326,7 @@ def test_remat_and_dtype_change_no_result(cross, dtype):
 
     def gradient(dtype, remat):
         make = functools.partial(
-            FlowNetwork, entities, HIDDEN, CHANNELS, **sizes, dtype=dtype, remat=remat
+            FlowNetwork, entities, HIDDEN, CHANNELS, **sizes, compute=Compute(dtype, remat)
         )
         template = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
 
@@ -334,8 +335,8 @@ def test_remat_and_dtype_change_no_result(cross, dtype):
 
         return jax.jit(jax.grad(loss))(params)
 
-    exact = jax.tree.leaves(gradient("float32", False))
-    other = jax.tree.leaves(gradient(dtype, True))
+    exact = jax.tree.leaves(gradient("float32", "none"))
+    other = jax.tree.leaves(gradient(dtype, "projections"))
     assert all(leaf.dtype == jnp.float32 for leaf in other)
     apart = sum(float(jnp.vdot(a - b, a - b)) for a, b in zip(exact, other, strict=True)) ** 0.5
     whole = sum(float(jnp.vdot(a, a)) for a in exact) ** 0.5

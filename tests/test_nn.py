@@ -11,10 +11,12 @@ import pytest
 
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, attend
+from jaxar.nn.dropout import dropout, words
 from jaxar.nn.module import bind, params_of, stack
 from jaxar.nn.rope import rotary_table, rotate
-from jaxar.nn.transformer import Block, Dropout, Pass, Transformer
+from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Pass, Transformer
 from jaxar.plan import Layout, cell, scale
+from jaxar.sharding import make_mesh
 from jaxar.tree import nest, paths
 
 WIDTH, HEADS, HIDDEN = 8, 2, 12
@@ -155,7 +157,7 @@ def test_equal_segments_are_never_laid_out_for_each_token():
 
 def test_dropout_keeps_the_mean():
     x = jnp.full(20_000, 3.0)
-    y = layers.dropout(x, 0.25, key(0))
+    y = dropout(x, 0.25, key(0))
     dropped = float((y == 0).mean())
     assert abs(dropped - 0.25) < 5 * math.sqrt(0.25 * 0.75 / x.size)
     close(y[y != 0], 3 / 0.75)
@@ -164,8 +166,30 @@ def test_dropout_keeps_the_mean():
 
 def test_dropout_without_key_or_rate_does_nothing():
     x = normal(0, 5)
-    assert layers.dropout(x, 0.5, None) is x
-    assert layers.dropout(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_what_falls_away_is_independent_of_neighbours_and_of_other_keys():
+    """Correlations of 40 keys and of places apart by small steps, rows and planes are chance's."""
+    shape = (8, 32, 256)
+    keys = jax.vmap(jax.random.key)(jnp.arange(40))  # words of keys that differ in few bits
+    drawn = np.asarray(jax.vmap(lambda key: words(key, shape))(keys)).reshape(40, -1)
+    for threshold in (round(0.1 * 2**32), 2**31):
+        rate = threshold / 2**32
+        dropped = ((drawn < threshold) - rate) / math.sqrt(rate * (1 - rate))
+        n = dropped.shape[1]
+        assert np.abs(dropped.mean(1)).max() < 4.5 / math.sqrt(n)
+        assert np.abs(np.corrcoef(dropped)[np.triu_indices(40, 1)]).max() < 5 / math.sqrt(n)
+        for step in (1, 2, 3, 16, 256, 768, 8192):
+            together = (dropped[:, step:] * dropped[:, :-step]).mean()
+            assert abs(together) < 4.5 / math.sqrt(40 * (n - step)), step
+
+
+def test_random_words_number_the_places_in_row_major_order():
+    flat = words(key(3), (24,))
+    np.testing.assert_array_equal(words(key(3), (2, 3, 4)), flat.reshape(2, 3, 4))
+    assert len(set(flat.tolist())) == 24 and flat.dtype == jnp.uint32
 
 
 # Rotary positions.
@@ -230,6 +254,43 @@ def test_attention_is_its_loops(masked):
         close(out[b, n, h], mean / weight.sum())
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("sizes", [(3, 5, 2, 4), (8, 8, 4, 64), (8, 8, 3, 32)], ids=str)
+def test_the_kernel_is_the_dense_way_with_the_same_weights_left_out(sizes, rate):
+    n, m, heads, width = sizes
+    q, k, v = (normal(i, 2, size, heads, width) for i, size in enumerate((n, m, m)))
+    mask, slope = np.tril(np.ones((n, m), bool), m - n), normal(3, 2, n, heads, width)
+    rope = table([[i, 2 * i] for i in range(n)], width) if n == m else None
+
+    def found(way):
+        def value(*qkv):
+            out = attend(*qkv, mask, rope=rope, rate=rate, key=key(5), way=way)
+            return (out * slope).sum(), out
+
+        return jit(jax.grad(value, (0, 1, 2), has_aux=True))(q, k, v)
+
+    jax.tree.map(close, found("kernel"), found("dense"))
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 1, 4), (3, 1, 2)], ids=str)
+def test_the_kernel_is_the_same_on_every_mesh(mesh):
+    """Parts of the batch and of the heads leave out the same weights; a batch of 4 over 3 is whole.
+
+    A mask of one row, as that of an encoder's room, is of all queries.
+    """
+    qkv = [normal(i, 4, 8, 4, 16) for i in range(3)]
+    seen = np.arange(8)[None] < 6
+
+    def value(way, *qkv):
+        return (attend(*qkv, seen, rate=0.3, key=key(5), way=way) ** 2).sum()
+
+    graded = jax.jit(jax.value_and_grad(value, (1, 2, 3)), static_argnums=0)
+    alone = graded("dense", *qkv)
+    devices = jax.devices()[: math.prod(mesh)]
+    with jax.set_mesh(make_mesh(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), devices)):
+        jax.tree.map(close, graded("kernel", *qkv), alone)
+
+
 def test_the_softmax_is_computed_in_float32():
     q, k, v = (normal(seed, 1, 3, 1, 4).astype(jnp.bfloat16) for seed in range(3))
     assert attend(q, k, v).dtype == jnp.bfloat16
@@ -265,9 +326,9 @@ def inputs(layout, batch=2):
     return normal(0, batch, len(layout.place), WIDTH), normal(1, batch, len(layout.sizes), WIDTH)
 
 
-def run(model, plan, layout, x, condition, *, cache=None, key=None, **more):
+def run(model, plan, layout, x, condition, *, cache=None, key=None, compute=PLAIN, **more):
     rope = rope_of(plan)[:, layout.place]
-    shared = Pass(layout.sizes, rope, layout.mask, **more)
+    shared = Pass(layout.sizes, rope, layout.mask, compute, **more)
     return model(x, condition, shared, cache=cache, key=key)
 
 
@@ -319,19 +380,52 @@ def test_a_scan_over_layers_is_one_layer_after_another():
     jax.tree.map(lambda a, *b: close(a, jnp.stack(b)), stacked, *keys_values)
 
 
-def test_remat_changes_neither_values_nor_gradients():
-    rates = Dropout(projection=0.1)  # the same values must fall away again
-    model, layout = transformer(), CELLS.layout()
+def squares(params, compute, rates=None, depth=3):
+    """The mean square that comes out of a transformer of three layers, with dropout."""
+    layout = CELLS.layout()
     x, condition = inputs(layout)
+    bound = bind(jax.eval_shape(functools.partial(transformer, depth)), params)
+    more = dict(rates=rates or Dropout(), key=key(3), compute=compute)
+    return (run(bound, CELLS, layout, x, condition, **more)[0] ** 2).mean()
 
-    def loss(params, remat):
-        bound = bind(model, params)
-        more = dict(rates=rates, key=key(3))
-        return (run(bound, CELLS, layout, x, condition, remat=remat, **more)[0] ** 2).mean()
 
-    graded = jit(jax.value_and_grad(loss), static_argnums=1)
-    plain, spared = (graded(params_of(model), remat) for remat in (False, True))
-    jax.tree.map(close, spared, plain)
+@pytest.mark.parametrize(
+    "compute",
+    [Compute(remat="projections"), Compute(remat="blocks", unroll=2), Compute(unroll=3)],
+    ids=["projections", "blocks", "unrolled"],
+)
+def test_rematerialisation_and_unrolling_change_neither_values_nor_gradients(compute):
+    params = params_of(transformer(3))
+    rates = Dropout(projection=0.1)  # the same values must fall away again
+    graded = jit(jax.value_and_grad(squares), static_argnums=(1, 2))
+    plain, other = (graded(params, how, rates) for how in (PLAIN, compute))
+    jax.tree.map(close, other, plain)
+
+
+def test_products_are_computed_again_only_where_whole_blocks_are():
+    params = params_of(transformer(3))
+
+    def products(remat):
+        graded = jax.make_jaxpr(jax.grad(squares), static_argnums=1)
+        return str(graded(params, Compute(remat=remat))).count("dot_general")
+
+    none, projections, blocks = map(products, ("none", "projections", "blocks"))
+    assert projections == none + 1  # the logits of attention; what comes out of it is kept
+    assert blocks == none + 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(remat="all"), "remat must be one of none, projections, blocks, not 'all'"),
+        (dict(dtype="float16"), "dtype must be one of float32, bfloat16"),
+        (dict(attention="flash"), "attention must be one of auto, dense, kernel"),
+        (dict(unroll=0), "unroll must be at least 1 layer, not 0"),
+    ],
+)
+def test_a_way_to_compute_that_is_not_known_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Compute(**arguments)
 
 
 def test_dropout_acts_where_a_key_is_given():
@@ -353,12 +447,12 @@ def test_bfloat16_blocks_keep_norms_and_the_sum_over_layers_in_float32():
     x, condition = inputs(layout)
 
     def call(x, dtype):
-        return run(model, CELLS, layout, x, condition, collect=True, dtype=dtype)
+        return run(model, CELLS, layout, x, condition, collect=True, compute=Compute(dtype))
 
-    low = functools.partial(call, dtype=jnp.bfloat16)
+    low = functools.partial(call, dtype="bfloat16")
     out, (k, v) = jit(low)(x)
     assert [out.dtype, k.dtype, v.dtype] == [jnp.float32, jnp.bfloat16, jnp.bfloat16]
-    exact = jit(functools.partial(call, dtype=jnp.float32))(x)[0]
+    exact = jit(functools.partial(call, dtype="float32"))(x)[0]
     assert 0 < jnp.abs(out - exact).max() < 0.05 * jnp.abs(exact).max()
 
     dtypes = dtypes_of(low, x)
@@ -374,7 +468,8 @@ def test_the_program_does_not_grow_with_depth():
         model = jax.eval_shape(functools.partial(transformer, depth))
 
         def loss(params):
-            out, _ = run(bind(model, params), CELLS, layout, x, condition, remat=True)
+            compute = Compute(remat="projections")
+            out, _ = run(bind(model, params), CELLS, layout, x, condition, compute=compute)
             return out.sum()
 
         return len(jax.jit(jax.grad(loss)).lower(params_of(model)).as_text().splitlines())

@@ -16,7 +16,7 @@ import numpy as np
 from jaxar import checkpoint, distributed, sharding, tree
 from jaxar import config as configs
 from jaxar.data.source import Arrays
-from jaxar.nn.layers import dropout
+from jaxar.nn.dropout import dropout
 from jaxar.training.loop import fit
 
 WIDTH = 8

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxar.backbones.stacks import Cache, TwoStacks, gated_block
 from jaxar.nn import layers
 from jaxar.nn.rope import rotary_at, rotary_table
-from jaxar.nn.transformer import Dropout
+from jaxar.nn.transformer import PLAIN, Compute, Dropout
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float, Int
 
@@ -33,8 +33,7 @@ class FlowAR(TwoStacks):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        dtype: str = "float32",
-        remat: bool = False,
+        compute: Compute = PLAIN,
         key: Array,
     ):
         """Makes the network; see `XAR` for the arguments."""
@@ -46,8 +45,7 @@ class FlowAR(TwoStacks):
             block=functools.partial(gated_block, width, heads, mlp_ratio),
             norm=layers.RMSNorm,
             rates=Dropout(attention=attention_dropout, projection=dropout),
-            dtype=dtype,
-            remat=remat,
+            compute=compute,
             key=stacks,
         )
         self.plan, self.width, self.head = plan, width, width // heads

@@ -17,7 +17,7 @@ from jaxar.backbones.stacks import TwoStacks
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention
 from jaxar.nn.module import Param
-from jaxar.nn.transformer import Dropout, PlainBlock
+from jaxar.nn.transformer import PLAIN, Compute, Dropout, PlainBlock
 from jaxar.plan import Plan
 from jaxar.typing import Array, Float, Int
 
@@ -38,8 +38,7 @@ class MAR(TwoStacks):
         buffer: int = 64,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        dtype: str = "float32",
-        remat: bool = False,
+        compute: Compute = PLAIN,
         key: Array,
     ):
         """Makes the network.
@@ -55,8 +54,7 @@ class MAR(TwoStacks):
           buffer: Copies of the class that both stacks see before the tokens; at least 1.
           dropout: Rate on the outputs of attention and MLP in training.
           attention_dropout: Rate on attention weights in training.
-          dtype: "float32" or "bfloat16", see `TwoStacks`.
-          remat: Whether the backward pass computes the inside of blocks anew.
+          compute: How blocks compute.
           key: Randomness of the initial values.
 
         Raises:
@@ -81,8 +79,7 @@ class MAR(TwoStacks):
             block=block,
             norm=layers.LayerNorm,
             rates=Dropout(attention=attention_dropout, projection=dropout),
-            dtype=dtype,
-            remat=remat,
+            compute=compute,
             key=stacks,
         )
         self.plan, self.buffer, self.width = plan, buffer, width

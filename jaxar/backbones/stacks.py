@@ -16,7 +16,7 @@ import numpy as np
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, KeyValue
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import Block, Dropout, Pass, Transformer
+from jaxar.nn.transformer import Block, Compute, Dropout, Pass, Transformer
 from jaxar.typing import Array, Float
 
 Cache = dict[str, KeyValue]
@@ -35,8 +35,7 @@ class TwoStacks(Module):
         block: Callable[[Array], Module],
         norm: Callable[[int], Module],
         rates: Dropout,
-        dtype: str,
-        remat: bool,
+        compute: Compute,
         key: Array,
     ):
         """Makes both stacks.
@@ -48,9 +47,7 @@ class TwoStacks(Module):
           block: block(key) -> one block.
           norm: norm(width) -> a norm with weights.
           rates: Dropout of training.
-          dtype: "float32", or "bfloat16" for the matrix products inside blocks; parameters, norms,
-            the sum over layers and what stands around the stacks are float32.
-          remat: Whether the backward pass computes the inside of blocks anew.
+          compute: How blocks compute.
           key: Randomness of the initial values.
 
         Raises:
@@ -59,7 +56,7 @@ class TwoStacks(Module):
         if not isinstance(depth, tuple | list) or len(depth) != 2:
             raise ValueError(f"depth must be the layers of encoder and decoder, not {depth!r}.")
         first, second, third, fourth, fifth = jax.random.split(key, 5)
-        self.rates, self.dtype, self.remat = rates, dtype, remat
+        self.rates, self.compute = rates, compute
         self.encoder_positions = layers.Table(places, width, key=first)
         self.embed_norm = norm(width)
         self.encoder = Transformer(depth[0], block, key=second)
@@ -130,12 +127,11 @@ class TwoStacks(Module):
 
     def shared(self, **more: Any) -> Pass:
         """Returns what all layers of a pass share: this network's own, and `more`."""
-        dtype = layers.DTYPES[self.dtype]
-        return Pass(dtype=dtype, rates=self.rates, remat=self.remat, **more)
+        return Pass(compute=self.compute, rates=self.rates, **more)
 
     def empty_cache(self, batch: int, tokens: int) -> Cache:
         """Returns a cache with room for `tokens` tokens, in the compute dtype."""
-        shape = (batch, tokens, layers.DTYPES[self.dtype])
+        shape = (batch, tokens, self.compute.type)
         return {
             "encoder": self.encoder.empty_cache(*shape),
             "decoder": self.decoder.empty_cache(*shape),

@@ -15,7 +15,7 @@ import numpy as np
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CosineAttention, KeyValue
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import Block, Dropout, Offset, Pass, Transformer
+from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Offset, Pass, Transformer
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float, Int
 
@@ -43,8 +43,7 @@ class VAR(Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        dtype: str = "float32",
-        remat: bool = False,
+        compute: Compute = PLAIN,
         key: Array,
     ):
         """Makes the network.
@@ -65,8 +64,7 @@ class VAR(Module):
           dropout: Rate on the outputs of attention and MLP in training.
           attention_dropout: Rate on attention weights in training.
           drop_path: Rate of dropped branches at the last layer in training.
-          dtype: "float32", or "bfloat16" for the matrix products inside blocks.
-          remat: Whether the backward pass computes the inside of blocks anew.
+          compute: How blocks compute.
           key: Randomness of the initial values.
         """
         keys = iter(jax.random.split(key, 9))
@@ -74,7 +72,7 @@ class VAR(Module):
         law = layers.normal(std)
         self.plan = plan
         self.rates = Dropout(attention_dropout, dropout, drop_path)
-        self.dtype, self.remat = dtype, remat
+        self.compute = compute
         self.embed = layers.Linear(channels, width, key=next(keys), init=law)
         self.classes = layers.Table(num_classes + 1, width, key=next(keys), std=std)
         self.start = layers.Table(plan.sizes[0], width, key=next(keys), std=std)
@@ -120,9 +118,8 @@ class VAR(Module):
             Pass(
                 sizes=(sum(layout.sizes),),
                 mask=layout.mask,
-                dtype=layers.DTYPES[self.dtype],
+                compute=self.compute,
                 rates=self.rates,
-                remat=self.remat,
                 collect=collect,
             ),
             cache=cache,
@@ -133,7 +130,7 @@ class VAR(Module):
 
     def empty_cache(self, batch: int, tokens: int) -> KeyValue:
         """Returns a cache with room for `tokens` tokens, in the compute dtype."""
-        return self.blocks.empty_cache(batch, tokens, layers.DTYPES[self.dtype])
+        return self.blocks.empty_cache(batch, tokens, self.compute.type)
 
 
 def _block(

@@ -10,7 +10,7 @@ import jax
 from jaxar.backbones.stacks import Cache, TwoStacks, gated_block
 from jaxar.nn import layers
 from jaxar.nn.rope import rotary_at, rotary_table
-from jaxar.nn.transformer import Dropout
+from jaxar.nn.transformer import PLAIN, Compute, Dropout
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float, Int
 
@@ -35,8 +35,7 @@ class XAR(TwoStacks):
         attention_dropout: float = 0.0,
         time_scale: float = 1000.0,
         truncate_time: bool = True,
-        dtype: str = "float32",
-        remat: bool = False,
+        compute: Compute = PLAIN,
         key: Array,
     ):
         """Makes the network.
@@ -53,8 +52,7 @@ class XAR(TwoStacks):
           attention_dropout: Rate on attention weights in training.
           time_scale: Times are multiplied by this before their embedding.
           truncate_time: Whether scaled times are cut to integers, as in the release.
-          dtype: "float32" or "bfloat16", see `TwoStacks`.
-          remat: Whether the backward pass computes the inside of blocks anew.
+          compute: How blocks compute.
           key: Randomness of the initial values.
         """
         stacks, embed, classes, time, predict = jax.random.split(key, 5)
@@ -65,8 +63,7 @@ class XAR(TwoStacks):
             block=functools.partial(gated_block, width, heads, mlp_ratio),
             norm=layers.RMSNorm,
             rates=Dropout(attention=attention_dropout, projection=dropout),
-            dtype=dtype,
-            remat=remat,
+            compute=compute,
             key=stacks,
         )
         self.plan, self.head = plan, width // heads

@@ -18,6 +18,7 @@ from jaxar.flow.guidance import guided, twice
 from jaxar.heads.base import Turn
 from jaxar.nn import layers
 from jaxar.nn.module import Module, scan, stack
+from jaxar.nn.transformer import PLAIN, Compute
 from jaxar.plan import Plan
 from jaxar.typing import Array, Float
 
@@ -67,8 +68,7 @@ class DiffusionHead(Module):
         depth: int,
         steps: int = 1000,
         repeats: int = 4,
-        dtype: str = "float32",
-        remat: bool = False,
+        compute: Compute = PLAIN,
         key: Array,
     ):
         """Makes the network; modulation and output start at zero.
@@ -81,13 +81,12 @@ class DiffusionHead(Module):
           depth: Residual blocks.
           steps: Steps of the diffusion in training.
           repeats: Uses of each token in a loss.
-          dtype: "float32", or "bfloat16" for the matrix products inside blocks.
-          remat: Whether the backward pass computes the inside of blocks anew.
+          compute: How blocks compute.
           key: Randomness of the initial values.
         """
         keys = jax.random.split(key, 6)
         self.channels, self.repeats, self.diffusion = channels, repeats, Diffusion(steps)
-        self.dtype, self.remat = dtype, remat
+        self.compute = compute
         self.embed = layers.Linear(channels, width, key=keys[0])
         self.time = layers.TimeEmbedding(
             width, scale=1.0, truncate=False, key=keys[1], init=layers.normal(0.02)
@@ -102,12 +101,12 @@ class DiffusionHead(Module):
     ) -> Float[Array, "... c2"]:
         """Returns predicted noise, then variances, for steps of training that broadcast."""
         condition = self.time(steps.astype(jnp.float32)) + self.condition(hidden)
-        dtype = layers.DTYPES[self.dtype]
+        how = self.compute
 
         def body(y, block):
-            return block(y, condition, dtype), None
+            return block(y, condition, how.type), None
 
-        y, _ = scan(body, self.embed(x), self.blocks, remat=self.remat)
+        y, _ = scan(body, self.embed(x), self.blocks, remat=how.remat, unroll=how.unroll)
         shift, scale = jnp.moveaxis(self.modulation(condition), -2, 0)
         return self.predict(layers.modulate(layers.layer_norm(y), scale, shift))
 

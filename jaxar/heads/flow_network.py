@@ -22,7 +22,7 @@ from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.module import Module
 from jaxar.nn.rope import rotary_at, rotary_table
-from jaxar.nn.transformer import Block, Pass, Transformer
+from jaxar.nn.transformer import PLAIN, Block, Compute, Pass, Transformer
 from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float
 
@@ -42,8 +42,7 @@ class FlowNetwork(Module):
         heads: int,
         cross: bool = False,
         mlp_ratio: float = 4.0,
-        dtype: str = "float32",
-        remat: bool = False,
+        compute: Compute = PLAIN,
         key: Array,
     ):
         """Makes the network.
@@ -59,13 +58,12 @@ class FlowNetwork(Module):
           cross: Whether blocks attend to the conditions (FlowAR-L and -H) instead of being
             modulated by them throughout (FlowAR-S).
           mlp_ratio: The gated MLP has int(2/3 mlp_ratio width) inner units.
-          dtype: "float32", or "bfloat16" for the matrix products inside blocks.
-          remat: Whether the backward pass computes the inside of blocks anew.
+          compute: How blocks compute.
           key: Randomness of the initial values.
         """
         keys = jax.random.split(key, 6)
         self.plan, self.channels, self.flow = plan, channels, flow
-        self.head, self.dtype, self.remat = width // heads, dtype, remat
+        self.head, self.compute = width // heads, compute
         self.cross = cross
         self.embed = layers.Linear(channels, width, key=keys[0])
         self.time = layers.TimeEmbedding(
@@ -113,8 +111,7 @@ class FlowNetwork(Module):
                 sizes=layout.sizes if self.cross else (1,) * x.shape[1],
                 rope=rotary_at(self.plan.positions, self.head, layout.place),
                 mask=layout.mask,
-                dtype=layers.DTYPES[self.dtype],
-                remat=self.remat,
+                compute=self.compute,
             ),
         )
         shift, scale = jnp.moveaxis(self.modulation(both), 2, 0)
@@ -211,15 +208,15 @@ class CrossBlock(Module):
           path_rate: Not used: this block has no dropout.
           key: Not used.
         """
-        sizes, dtype = shared.sizes, shared.dtype
+        sizes, dtype, way = shared.sizes, shared.compute.type, shared.compute.attention
         time, both, hidden = condition
         gate_1, scale_1, shift_1 = jnp.moveaxis(self.time_modulation(time, dtype), 2, 0)
         gate_2, scale_2, shift_2 = jnp.moveaxis(self.modulation(both, dtype), 2, 0)
         y = layers.per_segment(layers.modulate, layers.rms_norm(x), (scale_1, shift_1), sizes)
-        y, _ = self.attention(y.astype(dtype), rope=shared.rope, mask=shared.mask)
+        y, _ = self.attention(y.astype(dtype), rope=shared.rope, mask=shared.mask, way=way)
         x = x + layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
         context = self.context_norm(hidden).astype(dtype)
         y = self.cross_norm(x).astype(dtype)
-        x = x + self.cross(y, context, rope=shared.rope, mask=shared.mask)
+        x = x + self.cross(y, context, rope=shared.rope, mask=shared.mask, way=way)
         y = layers.modulate(layers.rms_norm(x), scale_2, shift_2).astype(dtype)
         return x + gate_2 * self.mlp(y), None

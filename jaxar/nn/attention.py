@@ -1,18 +1,28 @@
-"""Attention, and the one place where its kernel is chosen."""
+"""Attention, and the one place where it is chosen how it is computed."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from jaxar import axes
 from jaxar.axes import hold
-from jaxar.nn.layers import Initial, Linear, dropout, split_or_none, xavier_uniform
-from jaxar.nn.module import Module, Param
+from jaxar.nn import kernel
+from jaxar.nn.dropout import dropout, key_words
+from jaxar.nn.layers import Initial, Linear, split_or_none, xavier_uniform
+from jaxar.nn.module import PROJECTED, Module, Param
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array, Float, Mask
 
 KeyValue = tuple[Array, Array]
 """Keys and values, each (b, m, k, e), or (l, b, m, k, e) for a stack of layers."""
+
+
+ATTENTION = ("auto", "dense", "kernel")
+"""Ways to compute it: "dense" by plain operations, "kernel" by `attend_in_kernel`, which needs a
+TPU; "auto" takes the kernel for a TPU where it serves the lengths."""
 
 
 def attend(
@@ -21,9 +31,11 @@ def attend(
     v: Float[Array, "b m k e"],
     mask: Mask = None,
     *,
+    rope: Float[Array, "2 n e"] | None = None,
     scale: float | None = None,
     rate: float = 0.0,
     key: Array | None = None,
+    way: str = "auto",
 ) -> Float[Array, "b n k e"]:
     """Returns softmax(scale q k') v, the softmax in float32.
 
@@ -31,18 +43,49 @@ def attend(
       q: Queries.
       k: Keys.
       v: Values.
-      mask: (n, m) bool, True where a query sees a key, or None where all do.
+      mask: (n, m) or (1, m) bool, True where a query sees a key, or None where all do.
+      rope: Rotary table by which queries and keys, of the same tokens, are turned, or None.
       scale: Of the logits; 1 / sqrt(e) by default.
       rate: Dropout of the weights, where a key is given.
-      key: Randomness of the dropout.
+      key: Randomness of the dropout; what falls away is the same whatever the way.
+      way: One of `ATTENTION`.
     """
     q, k, v = (hold(x, "batch", None, "heads") for x in (q, k, v))
-    logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32)
-    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rate = 0.0 if key is None else rate
+    on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q, k)
+    how = _by_kernel if on_tpu or way == "kernel" else _densely
+    return checkpoint_name(how(q, k, v, mask, rope, scale, rate, key), PROJECTED)
+
+
+def _densely(q, k, v, mask, rope, scale, rate, key):
+    q, k = (x if rope is None else rotate(x, rope) for x in (q, k))
+    logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     weights = dropout(jax.nn.softmax(logits, -1).astype(v.dtype), rate, key)
     return jnp.einsum("bknm,bmke->bnke", weights, v)
+
+
+def _by_kernel(q, k, v, mask, rope, scale, rate, key):
+    shape = (q.shape[1], k.shape[1])
+    seen = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(mask, shape)
+    words = key_words(key) if rate else jnp.zeros(2, jnp.uint32)
+    attend = functools.partial(
+        kernel.attend_in_kernel,
+        all_heads=q.shape[2],
+        scale=scale,
+        rate=rate,
+        interpret=axes.platform() != "tpu",
+    )
+
+    def part(first, q, k, v, words, bias, *rope):
+        start = jnp.concatenate([words, first[::2]])
+        return attend(q, k, v, bias, rope[0] if rope else None, start)
+
+    whole = (words, jnp.where(seen, jnp.float32(0), -jnp.inf))
+    whole += () if rope is None else (jnp.asarray(rope),)
+    return axes.in_parts(part, (q, k, v), ("batch", None, "heads"), whole)
 
 
 class Attention(Module):
@@ -91,26 +134,31 @@ class Attention(Module):
         attention_rate: float = 0.0,
         rate: float = 0.0,
         key: Array | None = None,
+        way: str = "auto",
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
         """Returns the output, and the keys and values of these n tokens.
 
         With a cache, its m - n keys and values come before those of the n tokens, in the order of
-        the mask's columns.
+        the mask's columns. The way is one of `ATTENTION`.
         """
         inner, outer = split_or_none(key, 2)
         q, k, v = self.project(x)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        seen_k, seen_v = k, v
-        if cache is not None:
-            seen_k = jnp.concatenate([cache[0], k], 1)
+        turned = k if rope is None else rotate(k, rope)
+        look = functools.partial(
+            attend, mask=mask, scale=self.scale, rate=attention_rate, key=inner, way=way
+        )
+        if cache is None:
+            y = look(q, k, v, rope=rope)
+        else:
+            q = q if rope is None else rotate(q, rope)
+            seen_k = jnp.concatenate([cache[0], turned], 1)
             seen_v = jnp.concatenate([cache[1], v], 1)
-        y = attend(q, seen_k, seen_v, mask, scale=self.scale, rate=attention_rate, key=inner)
-        return dropout(self.out(y), rate, outer), (k, v)
+            y = look(q, seen_k, seen_v)
+        return dropout(self.out(y), rate, outer), (turned, v)
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """Returns queries, keys and values, (b, n, k, e) each."""
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k, v = self.qkv.parts(x)
         return q, k, v
 
 
@@ -166,10 +214,11 @@ class CrossAttention(Module):
         *,
         rope: Float[Array, "2 n e"],
         mask: Mask = None,
+        way: str = "auto",
     ) -> Float[Array, "b n d"]:
-        """Returns what the tokens read in a context at the same positions."""
-        k, v = jnp.moveaxis(self.kv(context), 2, 0)
-        return self.out(attend(rotate(self.query(x), rope), rotate(k, rope), v, mask))
+        """Returns what the tokens read in a context at the same positions, see `attend`."""
+        k, v = self.kv.parts(context)
+        return self.out(attend(rotate(self.query(x), rope), rotate(k, rope), v, mask, way=way))
 
 
 def _unit(x: Array) -> Array:

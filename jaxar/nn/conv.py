@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.nn.attention import attend
-from jaxar.nn.layers import Linear, dropout
+from jaxar.nn.dropout import dropout
+from jaxar.nn.layers import Linear
 from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float
 

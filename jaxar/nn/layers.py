@@ -1,4 +1,4 @@
-"""Linear maps, norms, embeddings, MLPs, adaptive modulation and dropout.
+"""Linear maps, norms, embeddings, MLPs and adaptive modulation.
 
 Parameters are float32. Every layer computes in the dtype of its input, norms in float32.
 """
@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxar.axes import hold
-from jaxar.nn.module import Module, Param
+from jaxar.nn.dropout import dropout
+from jaxar.nn.module import PROJECTED, Module, Param
 from jaxar.typing import Array, Float
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,13 +73,27 @@ class Linear(Module):
         """Returns (..., *outputs) for x of shape (..., *inputs)."""
         kernel = self.kernel[...].astype(x.dtype)
         y = jnp.tensordot(x, kernel, axes=len(self.inputs))
-        if not any(self.biased):
-            return y
-        bias = self.bias[...].astype(x.dtype)
-        if not all(self.biased):
-            whole = jnp.zeros(self.outputs, x.dtype)
-            bias = whole.at[np.flatnonzero(self.biased)].set(bias)
-        return y + bias
+        if any(self.biased):
+            bias = self.bias[...].astype(x.dtype)
+            if not all(self.biased):
+                whole = jnp.zeros(self.outputs, x.dtype)
+                bias = whole.at[np.flatnonzero(self.biased)].set(bias)
+            y = y + bias
+        return checkpoint_name(y, PROJECTED)
+
+    def parts(self, x: Float[Array, "..."]) -> list[Array]:
+        """Returns the output for each entry of the first output axis, each a product of its own.
+
+        Activations are then nowhere laid out together and cut; of the kernel that costs little.
+        """
+        axis, found = len(self.inputs), []
+        for i in range(self.outputs[0]):
+            kernel = jax.lax.index_in_dim(self.kernel[...], i, axis, keepdims=False)
+            y = jnp.tensordot(x, kernel.astype(x.dtype), axes=axis)
+            if self.biased[i]:
+                y = y + self.bias[sum(self.biased[:i])].astype(x.dtype)
+            found.append(checkpoint_name(y, PROJECTED))
+        return found
 
 
 class Table(Module):
@@ -268,25 +284,6 @@ def per_segment(
         return y.reshape(b, n, d)
     repeats = np.asarray(sizes)
     return function(x, *(jnp.repeat(v, repeats, 1, total_repeat_length=n) for v in vectors))
-
-
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Returns x with each value zeroed with probability `rate`, the rest scaled up; x if no key."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
-
-
-def drop_path(x: Float[Array, "b ..."], rate: Array | None, key: Array | None) -> Array:
-    """Returns x with whole examples zeroed with probability `rate`, the rest scaled up.
-
-    x where there is no key, or no rate. Source: stochastic depth, arXiv 1603.09382, as in timm.
-    """
-    if key is None or rate is None:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, (len(x), *(1,) * (x.ndim - 1)))
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
 def split_or_none(key: Array | None, count: int) -> Sequence[Array | None]:

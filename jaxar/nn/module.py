@@ -18,6 +18,22 @@ Module = nnx.Module
 Param = nnx.Param
 M = TypeVar("M", bound=nnx.Module)
 
+PROJECTED = "projected"
+"""Name of what comes out of matrix products and attention; see `REMAT`."""
+
+REMAT: dict[str, Callable[..., Any]] = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+    "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED),
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+"""What layers keep for the backward pass, from the most to the least; the rest is computed anew.
+
+    none          everything
+    projections   what comes out of matrix products and attention: only norms, modulation,
+                  activations, rotations and dropout are computed again
+    blocks        nothing but what goes from layer to layer
+"""
+
 
 class Series(nnx.Module):
     """Modules in a row, whose parameters stand under "0", "1", ...
@@ -80,7 +96,8 @@ def scan(
     carry: Any,
     xs: Any,
     *,
-    remat: bool = False,
+    remat: str = "none",
+    unroll: int = 1,
     dtype: Any = None,
 ):
     """Returns `lax.scan(body, carry, xs)`, one layer after the other.
@@ -92,7 +109,8 @@ def scan(
       body: body(carry, layer) -> (carry, output).
       carry: What goes from layer to layer.
       xs: What belongs to the layers: stacked modules, and arrays with a leading layer axis.
-      remat: Whether inner values are computed anew for the backward pass.
+      remat: What is kept for the backward pass, a name in `REMAT`.
+      unroll: Layers in one turn of the loop.
       dtype: What the kernels of the modules are used in.
     """
 
@@ -104,12 +122,11 @@ def scan(
             return part
         return nnx.merge(nnx.graphdef(part), gathered(params_of(part), dtype))
 
-    if remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    elif gathers():
-        policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-    return jax.lax.scan(layer, carry, xs)
+    if remat != "none" or gathers():
+        # In a loop there is nothing to share with the forward pass. Without one there is.
+        apart = unroll > 1
+        layer = jax.checkpoint(layer, prevent_cse=apart, policy=REMAT[remat])
+    return jax.lax.scan(layer, carry, xs, unroll=unroll)
 
 
 def _is_module(part: Any) -> bool:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from jaxar.axes import hold
 from jaxar.nn import layers
-from jaxar.nn.attention import Attention, KeyValue
-from jaxar.nn.module import Module, Param, scan, stack
+from jaxar.nn.attention import ATTENTION, Attention, KeyValue
+from jaxar.nn.dropout import drop_path
+from jaxar.nn.module import REMAT, Module, Param, scan, stack
 from jaxar.typing import Array, Float, Mask
 
 
@@ -33,6 +34,45 @@ class Dropout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a network computes; nothing of it changes a result beyond rounding.
+
+    The fields stand in configs among the arguments of the network.
+
+    Attributes:
+      dtype: "float32", or "bfloat16" for the matrix products inside blocks, keys and values;
+        parameters, norms, the sum over layers and what stands around the blocks are float32.
+      remat: What layers keep for the backward pass: "none" computes nothing anew, "projections"
+        all but matrix products and attention, "blocks" all; see `module.REMAT`.
+      unroll: Layers in one turn of the loop over layers; more compile longer.
+      attention: How attention is computed, see `attention.ATTENTION`.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+    attention: str = "auto"
+
+    def __post_init__(self):
+        choices = dict(dtype=layers.DTYPES, remat=REMAT, attention=ATTENTION)
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}."
+                )
+        if self.unroll < 1:
+            raise ValueError(f"unroll must be at least 1 layer, not {self.unroll!r}.")
+
+    @property
+    def type(self) -> Any:
+        """The dtype of the computation inside blocks."""
+        return layers.DTYPES[self.dtype]
+
+
+PLAIN = Compute()
+
+
+@dataclasses.dataclass(frozen=True)
 class Pass:
     """What all layers of one pass share.
 
@@ -40,18 +80,16 @@ class Pass:
       sizes: Tokens of each segment; a segment has one condition.
       rope: Rotary table (2, n, e) of the tokens' positions, or None.
       mask: (n, m) bool or None, see `attend`.
-      dtype: Of the computation inside blocks, and of keys and values.
+      compute: How blocks compute.
       rates: Dropout, where a key is given.
-      remat: Whether to keep only the tokens between blocks for the backward pass.
       collect: Whether to return keys and values.
     """
 
     sizes: tuple[int, ...] = ()
     rope: Any = None
     mask: Mask = None
-    dtype: Any = jnp.float32
+    compute: Compute = PLAIN
     rates: Dropout = Dropout()
-    remat: bool = False
     collect: bool = False
 
 
@@ -99,7 +137,7 @@ class Block(Module):
         Attention, MLP and modulation compute in the dtype of the pass; the sum over layers stays
         float32, as in the releases under automatic mixed precision.
         """
-        sizes, dtype, rates = shared.sizes, shared.dtype, shared.rates
+        sizes, dtype, rates = shared.sizes, shared.compute.type, shared.rates
         first, second, third, fourth = layers.split_or_none(key, 4)
         vectors = hold(self.modulation(condition, dtype), "batch")
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = jnp.moveaxis(vectors, 2, 0)
@@ -113,13 +151,14 @@ class Block(Module):
             attention_rate=rates.attention,
             rate=rates.projection,
             key=first,
+            way=shared.compute.attention,
         )
         y = layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
-        x = x + layers.drop_path(y, path_rate, third)
+        x = x + drop_path(y, path_rate, third)
         y = layers.per_segment(layers.modulate, self.norm(x), (scale_2, shift_2), sizes)
         y = self.mlp(y.astype(dtype), rates.projection, second)
         y = layers.per_segment(jnp.multiply, y, (gate_2,), sizes)
-        return x + layers.drop_path(y, path_rate, fourth), keys_values
+        return x + drop_path(y, path_rate, fourth), keys_values
 
 
 class PlainBlock(Module):
@@ -144,7 +183,7 @@ class PlainBlock(Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
         """Returns the tokens, float32, and this layer's keys and values."""
-        dtype, rates = shared.dtype, shared.rates
+        dtype, rates = shared.compute.type, shared.rates
         first, second = layers.split_or_none(key, 2)
         y, keys_values = self.attention(
             self.attention_norm(x).astype(dtype),
@@ -153,6 +192,7 @@ class PlainBlock(Module):
             attention_rate=rates.attention,
             rate=rates.projection,
             key=first,
+            way=shared.compute.attention,
         )
         x = x + y
         return x + self.mlp(self.mlp_norm(x).astype(dtype), rates.projection, second), keys_values
@@ -209,7 +249,10 @@ class Transformer(Module):
             return hold(x, "batch"), keys_values if shared.collect else None
 
         stacked = (self.blocks, cache, keys, path_rates)
-        return scan(body, hold(x, "batch"), stacked, remat=shared.remat, dtype=shared.dtype)
+        how = shared.compute
+        return scan(
+            body, hold(x, "batch"), stacked, remat=how.remat, unroll=how.unroll, dtype=how.type
+        )
 
     def empty_cache(self, batch: int, tokens: int, dtype: Any) -> KeyValue:
         """Returns keys and values of zeros, with room for `tokens` tokens in every layer."""
