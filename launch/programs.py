@@ -83,7 +83,7 @@ def train_step(config: Any, devices: Sequence[Any]) -> Made:
       ConfigError: a setting cannot work on these devices.
     """
     ready = setup.prepare(config, training=True, devices=devices)
-    system = _complete(ready)
+    system = complete(ready)
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
     state = jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
     batch = {
@@ -120,7 +120,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
             f"--batch={batch} does not divide among the {parts} devices that share a batch: choose "
             f"{max(batch // parts, 1) * parts} or {(batch // parts + 1) * parts}."
         )
-    system = _complete(ready)
+    system = complete(ready)
     params = jax.eval_shape(system.init, jax.random.key(0))
     decoder = {} if ready.network is None else params_of(ready.network)
     everywhere = sharding.replicated(ready.mesh)
@@ -158,7 +158,7 @@ def _made(compiled: Callable[[], Any], **facts: Any) -> Made:
     return Made(seconds=time.monotonic() - began, compiled=program, problem=problem, **facts)
 
 
-def _complete(ready: setup.Prepared) -> Any:
+def complete(ready: setup.Prepared) -> Any:
     """Returns the system, with zeros for an autoencoder that it cannot do without.
 
     Such parameters are constants of its programs.
@@ -229,7 +229,7 @@ def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dic
         optimizer = make_optimizer(
             config.optimizer, steps=config.steps, batch_size=config.batch_size
         )
-        system = _complete(ready)
+        system = complete(ready)
         state = jax.eval_shape(lambda key: init_state(system, optimizer, key), jax.random.key(0))
     else:
         state = jax.eval_shape(ready.system.init, jax.random.key(0))
