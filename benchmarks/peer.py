@@ -4,11 +4,11 @@ Each side is a worker process; while one computes, the other waits for its pipe.
 same load of the machine, and each has its own peak of memory. Ratios are taken round by round.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import cores
 from benchmarks.measure import Rounds, ratios, runs_a_round
 from benchmarks.pipe import BenchmarkError, Worker
 
@@ -34,7 +34,7 @@ def sizes(config: Any) -> dict[str, Any]:
         (channels != 16, "tokens of 16 channels alone"),
         (config.num_classes > 1000, "1000 classes at most"),
         (config.batch_size < 2, "batches of 2 or more (it squeezes axes of size 1)"),
-        (config.sample.solver != "euler_maruyama", "the solver euler_maruyama alone"),
+        (config.sample.get("solver") != "euler_maruyama", "the solver euler_maruyama alone"),
         (config.sample.schedule != "linear", "the linear ramp of guidance alone"),
     ]
     if found := [what for bad, what in wrong if bad]:
@@ -72,7 +72,7 @@ def compare(
     compiled: bool,
     rounds: int,
 ) -> dict[str, Any]:
-    """Returns times, ratio and memory of both sides; see `side` for the memory.
+    """Returns times, ratio and memory of both sides; see `peaks` for the memory.
 
     Args:
       config: The whole config.
@@ -91,7 +91,7 @@ def compare(
         raise BenchmarkError(
             f"--peer={checkout} holds no models/xar.py: give a checkout of OliverRensu/xAR."
         )
-    other, cores = sizes(config), len(os.sched_getaffinity(0))
+    other = sizes(config)
     same = {"what": what, "batch": config.batch_size, "compiled": compiled}
     with (
         Worker("jaxar", [sys.executable, "-m", "benchmarks.worker"], ENVIRONMENT) as ours,
@@ -103,14 +103,12 @@ def compare(
     ):
         facts = [
             ours.ask("prepare", **same, config=name, fields=fields),
-            theirs.ask(
-                "prepare", **same, dtype=config.model.dtype, threads=cores, sizes=other
-            ),
+            theirs.ask("prepare", **same, dtype=config.model.dtype, threads=cores(), sizes=other),
         ]
         pair = (ours, theirs)
         times = alternate(pair, rounds)
         sides = [
-            {**fact, **side(worker), **spent.facts(), "rounds": list(spent.values)}
+            {**fact, "memory": peaks(worker), "time": spent.facts(), "rounds": list(spent.values)}
             for fact, worker, spent in zip(facts, pair, times, strict=True)
         ]
     ratio = ratios(times[1].values, times[0].values)
@@ -129,7 +127,7 @@ def compare(
 def alternate(pair: tuple[Worker, Worker], rounds: int) -> tuple[Rounds, Rounds]:
     """Returns the seconds of one run of each worker, measured in alternating rounds.
 
-    Which one begins changes from round to round. The peak of memory that `side` reads begins anew
+    Which one begins changes from round to round. The peak of memory in rounds begins anew
     after the runs that warm up.
     """
     counts = []
@@ -145,11 +143,12 @@ def alternate(pair: tuple[Worker, Worker], rounds: int) -> tuple[Rounds, Rounds]
     return Rounds(tuple(spent[0])), Rounds(tuple(spent[1]))
 
 
-def side(worker: Worker) -> dict[str, Any]:
+def peaks(worker: Worker) -> dict[str, Any]:
     """Returns the peaks of a side's memory in bytes.
 
     `whole` is that of the process's whole life: imports, initial values, compiling and running
-    (`ru_maxrss`). `since` is that of the measured rounds alone, None where the system keeps none.
-    `device` is the peak of the accelerator's memory, None on a CPU.
+    (`ru_maxrss`). `since` is that of the measured rounds, with what was not given back before,
+    None where the system keeps none. `device` is the peak of the accelerator's memory, None on a
+    CPU.
     """
-    return {"memory": {**worker.ask("memory"), "device": worker.ask("device_peak")["peak"]}}
+    return {**worker.ask("memory"), "device": worker.ask("device_peak")["peak"]}

@@ -4,127 +4,19 @@
 
 Imports PyTorch and the checkout alone; nothing of the checkout is kept here. Training is the
 checkout's own `train_one_epoch` over batches in memory, sampling its own `sample_tokens`. On a
-machine without CUDA, `.cuda()` changes nothing. The release fixes the 16 x 16 grid and its cells of
-8 x 8 in constants; for another grid they are replaced while the modules are read.
+machine without CUDA, `.cuda()` changes nothing.
 Source: OliverRensu/xAR main_mar.py, engine_xar.py, models/xar.py.
 """
 
 import argparse
-import ast
 import copy
 import functools
-import importlib
-import importlib.machinery
-import os
 import sys
 import time
-import types
 from typing import Any
 
+from benchmarks import peer_modules
 from benchmarks.pipe import serve
-
-ABSENT = ("cv2", "torch_fidelity", "flash_attn", "torchvision", "tensorboard")
-"""What the checkout imports and these runs never call: empty where it is not installed."""
-
-UNFOUND = "the checkout is not the code that this worker knows: {} has no {} in {}"
-
-
-def constants(side: int) -> dict[tuple[str, str], dict[int, int]]:
-    """Returns the constants of each scope that hold the geometry, and what they become.
-
-    Args:
-      side: Tokens along an edge of the grid, of 2 x 2 cells.
-    """
-    cell = (side // 2) ** 2
-    return {
-        ("models.xar", "Attention.__init__"): {16: side},
-        ("models.xar", "Attention.forward"): {64: cell},
-        ("models.xar", "Block.forward"): {64: cell},
-        ("models.xar", "xAR.unclusterify"): {8: side // 2, 16: side},
-        ("models.xar", "xAR.sample_tokens"): {64: cell},
-        ("models.sampler", "euler_sampler"): {},
-        ("models.sampler", "euler_maruyama_sampler"): {64: cell},
-        ("models.rope", "VisionRotaryEmbeddingFast.__init__"): {256: side * side},
-    }
-
-
-class _Resized(importlib.machinery.SourceFileLoader):
-    """Reads a module and replaces constants in some of its functions."""
-
-    changes: dict[str, dict[int, int]]
-
-    def source_to_code(self, data: Any, path: Any, **_: Any) -> Any:
-        tree = ast.parse(data)
-        for scope, table in self.changes.items():
-            found = set()
-            for node in ast.walk(_scope(tree, scope, self.name)):
-                if isinstance(node, ast.Constant) and type(node.value) is int:
-                    if node.value in table:
-                        found.add(node.value)
-                        node.value = table[node.value]
-            if missing := set(table) - found:
-                raise ImportError(UNFOUND.format(self.name, f"constant {missing}", scope))
-        return compile(tree, path, "exec")
-
-    def get_code(self, fullname: str) -> Any:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
-def _scope(tree: ast.AST, scope: str, module: str) -> ast.AST:
-    for name in scope.split("."):
-        inner = [n for n in getattr(tree, "body", []) if getattr(n, "name", None) == name]
-        if not inner:
-            raise ImportError(UNFOUND.format(module, name, scope))
-        tree = inner[-1]
-    return tree
-
-
-class _Names(type):
-    """A class in which every name is itself."""
-
-    def __getattr__(cls, name: str) -> str:
-        return name
-
-
-class _Empty(types.ModuleType):
-    """A module in which every name is a class with nothing in it."""
-
-    __path__: list[str] = []  # noqa: RUF012 -- a package, whose modules are found likewise
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Names(name, (), {})
-
-
-class _Absent:
-    """Finds empty modules in place of those that are not installed; asked after all others."""
-
-    def find_spec(self, name: str, *_: Any) -> Any:
-        known = name.split(".")[0] in ABSENT
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
-
-    def create_module(self, spec: Any) -> Any:
-        return _Empty(spec.name)
-
-    def exec_module(self, module: Any) -> None:
-        pass
-
-
-class _Finder:
-    """Finds the modules that are read resized."""
-
-    def __init__(self, root: str, side: int):
-        self._root, self._table = root, constants(side)
-
-    def find_spec(self, name: str, *_: Any) -> Any:
-        changes = {scope: table for (module, scope), table in self._table.items() if module == name}
-        if not changes:
-            return None
-        loader = _Resized(name, os.path.join(self._root, *name.split(".")) + ".py")
-        loader.changes = changes
-        return importlib.machinery.ModuleSpec(name, loader, origin=loader.path)
 
 
 class Peer:
@@ -152,7 +44,7 @@ class Peer:
         """
         torch = _torch(dtype)
         torch.set_num_threads(threads)
-        modules = _modules(self._root, sizes["side"])
+        modules = peer_modules.load(self._root, sizes["side"])
         model = _model(modules["models.xar"], sizes)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(self._device)
@@ -166,7 +58,7 @@ class Peer:
 
     def run(self, *, count: int) -> dict[str, Any]:
         """Returns the seconds of `count` steps or batches, all work done."""
-        import torch
+        import torch  # pyright: ignore
 
         began = time.perf_counter()
         self._step(count)
@@ -176,7 +68,7 @@ class Peer:
 
     def device_peak(self) -> dict[str, Any]:
         """Returns the peak of the device's memory in bytes, None on a CPU."""
-        import torch
+        import torch  # pyright: ignore
 
         peak = torch.cuda.max_memory_allocated() if self._device == "cuda" else None
         return {"peak": peak}
@@ -227,7 +119,7 @@ def _torch(dtype: str) -> Any:
 
     The release runs under float16; bfloat16 needs no scaling of the loss, float32 no mixing.
     """
-    import torch
+    import torch  # pyright: ignore
 
     mixed = dtype != "float32"
     kind = getattr(torch, dtype)
@@ -242,16 +134,6 @@ def _torch(dtype: str) -> Any:
         torch.Tensor.cuda = lambda self, *_, **__: self
         torch.cuda.synchronize = lambda *_, **__: None
     return torch
-
-
-def _modules(root: str, side: int) -> dict[str, Any]:
-    """Returns the modules of the checkout, resized where the grid is not the release's."""
-    sys.path.insert(0, root)
-    sys.meta_path.append(_Absent())  # pyright: ignore
-    if side != 16:
-        sys.meta_path.insert(0, _Finder(root, side))  # pyright: ignore
-    names = ("models.xar", "util.misc", "engine_xar")
-    return {name: importlib.import_module(name) for name in names}
 
 
 def _model(module: Any, sizes: dict[str, Any]) -> Any:

@@ -36,7 +36,7 @@ class Worker:
         Raises:
           BenchmarkError: there is no such program.
         """
-        self._name, self._log = name, tempfile.TemporaryFile("w+")
+        self._name, self._log = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 -- see __exit__
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         try:
             self._process = subprocess.Popen(

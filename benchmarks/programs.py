@@ -95,7 +95,13 @@ def training(config: Any) -> Program:
         return metrics
 
     return Program(
-        "train", config.batch_size, tuple(mesh.devices.flat), dispatch, operations, compiled, seconds
+        "train",
+        config.batch_size,
+        tuple(mesh.devices.flat),
+        dispatch,
+        operations,
+        compiled,
+        seconds,
     )
 
 

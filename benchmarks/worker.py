@@ -1,6 +1,6 @@
 """A program of jaxar at work in a process of its own, for comparisons with the official code.
 
-    python -m benchmarks.worker
+python -m benchmarks.worker
 """
 
 import time

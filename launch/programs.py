@@ -132,7 +132,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
     numbers = jax.ShapeDtypeStruct((batch,), jnp.uint32, sharding=place)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=place)
     run = sampler(system, ready.network, assembly.build_settings(config))
-    arguments = (weights, 0, numbers, labels, float(config.sample.guidance))
+    arguments = (weights, 0, numbers, labels, float(config.sample.guidance), None)
 
     def compiled():
         with jax.set_mesh(ready.mesh):
