@@ -83,7 +83,7 @@ def train_step(config: Any, devices: Sequence[Any]) -> Made:
       ConfigError: a setting cannot work on these devices.
     """
     ready = setup.prepare(config, training=True, devices=devices)
-    system = _complete(ready)
+    system = complete(ready)
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
     memory = Memory(**config.memory)
     state = table.state_shapes(config, system)
@@ -121,7 +121,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
             f"--batch={batch} does not divide among the {parts} devices that share a batch: choose "
             f"{max(batch // parts, 1) * parts} or {(batch // parts + 1) * parts}."
         )
-    system = _complete(ready)
+    system = complete(ready)
     params = jax.eval_shape(system.init, jax.random.key(0))
     decoder = {} if ready.network is None else params_of(ready.network)
     everywhere = sharding.replicated(ready.mesh)
@@ -159,7 +159,7 @@ def _made(compiled: Callable[[], Any], **facts: Any) -> Made:
     return Made(seconds=time.monotonic() - began, compiled=program, problem=problem, **facts)
 
 
-def _complete(ready: setup.Prepared) -> Any:
+def complete(ready: setup.Prepared) -> Any:
     """Returns the system, with zeros for an autoencoder that it cannot do without.
 
     Such parameters are constants of its programs.
@@ -227,7 +227,7 @@ def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dic
     """Returns the function from sizes of a mesh to the bytes of state on one of its devices."""
     ready = setup.prepare(config, devices=devices)
     if kind == "train":
-        state = table.on_devices(config, table.state_shapes(config, _complete(ready)))
+        state = table.on_devices(config, table.state_shapes(config, complete(ready)))
     else:
         state = jax.eval_shape(ready.system.init, jax.random.key(0))
     return lambda sizes: bytes_a_device(state, sharding.make_mesh(sizes, devices))

@@ -17,4 +17,4 @@ os.environ["XLA_FLAGS"] = (
 
 from jaxtyping import install_import_hook
 
-HOOK = install_import_hook(["jaxar", "launch"], "beartype.beartype")
+HOOK = install_import_hook(["jaxar", "launch", "benchmarks"], "beartype.beartype")

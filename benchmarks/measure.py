@@ -1,0 +1,71 @@
+"""Measured times: rounds of equal work, their median and spread."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+LEAST = 0.5
+"""Seconds that a round takes at least, so that starting and waiting do not count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Numbers of one kind, one for each round.
+
+    Attributes:
+      values: In the order they were measured.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.values)
+
+    @property
+    def least(self) -> float:
+        """The least."""
+        return min(self.values)
+
+    @property
+    def most(self) -> float:
+        """The most."""
+        return max(self.values)
+
+    def facts(self) -> dict[str, float]:
+        """Returns median, least and most, as JSON keeps them."""
+        return {"median": self.median, "least": self.least, "most": self.most}
+
+
+def seconds(run: Callable[[int], object], rounds: int, *, least: float = LEAST) -> Rounds:
+    """Returns the seconds of one run, measured in rounds of several.
+
+    The first run warms up, the second says how many runs a round has.
+
+    Args:
+      run: run(count) does the work `count` times and returns when all of it is done.
+      rounds: How many to measure.
+      least: Seconds that a round takes at least.
+    """
+    run(1)
+    count = runs_a_round(_timed(run, 1), least)
+    return Rounds(tuple(_timed(run, count) / count for _ in range(rounds)))
+
+
+def runs_a_round(one: float, least: float = LEAST) -> int:
+    """Returns how many runs of `one` second each make a round of at least `least` seconds."""
+    return max(1, math.ceil(least / max(one, 1e-6)))
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> Rounds:
+    """Returns over / under of each round."""
+    return Rounds(tuple(a / b for a, b in zip(over, under, strict=True)))
+
+
+def _timed(run: Callable[[int], object], count: int) -> float:
+    began = time.perf_counter()
+    run(count)
+    return time.perf_counter() - began

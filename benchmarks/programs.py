@@ -1,0 +1,148 @@
+"""The programs of a config with arguments in place: a training step and the sampling of a batch.
+
+They are those of `jaxar.training.step` and `jaxar.api.model`, on all devices of the config's mesh,
+with initial parameters and random data made in memory. Sampling ends with latents where the system
+models those of an autoencoder: the decoder is not part of it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.pipe import BenchmarkError
+from jaxar import assembly, sharding
+from jaxar import config as configs
+from jaxar.api import setup
+from jaxar.api.model import sampler
+from jaxar.keys import key_for
+from jaxar.training.memory import Memory, state_shardings
+from jaxar.training.optim import make_optimizer
+from jaxar.training.state import init_state
+from jaxar.training.step import compile_step, make_step
+from launch.programs import complete, count_operations
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, ready to run again and again.
+
+    Attributes:
+      what: "train" or "sample".
+      batch: Images in one run, on all devices.
+      devices: Of the mesh.
+      dispatch: dispatch(count) starts `count` runs, each with what the one before it left, and
+        returns what can be waited for.
+      operations: Of the matrix products and convolutions of the traced program, in one run.
+      compiled: The compiler's result.
+      seconds: Of tracing and compiling.
+    """
+
+    what: str
+    batch: int
+    devices: tuple[Any, ...]
+    dispatch: Callable[[int], Any]
+    operations: float
+    compiled: Any
+    seconds: float
+
+    def run(self, count: int) -> None:
+        """Runs the program `count` times and waits for the last."""
+        jax.block_until_ready(self.dispatch(count))
+
+
+def load(name: str, fields: Sequence[str], batch: int | None) -> Any:
+    """Returns a config with fields set and, if one is given, the batch size."""
+    more = [] if batch is None else [f"batch_size={batch}"]
+    return configs.override(configs.load(name), [*fields, *more])
+
+
+def make(config: Any, what: str) -> Program:
+    """Returns a program of a config, for its batch size.
+
+    Raises:
+      ConfigError: a setting cannot work on these devices.
+      BenchmarkError: the system does not sample.
+    """
+    return {"train": training, "sample": sampling}[what](config)
+
+
+def training(config: Any) -> Program:
+    """Returns the training step; the state goes from one run to the next, its memory reused."""
+    ready = setup.prepare(config, training=True)
+    system, mesh = complete(ready), ready.mesh
+    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
+
+    memory = Memory(**config.memory)
+
+    def init(key):
+        return init_state(system, optimizer, key, memory)
+
+    places = state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, memory)
+    state = jax.jit(init, out_shardings=places)(key_for("init", config.seed))
+    batch = sharding.spread(mesh, config.batch_size)(random_batch(config))
+    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
+    began = time.perf_counter()
+    compiled = compile_step(step, state, batch, mesh, memory)
+    seconds = time.perf_counter() - began
+    operations = count_operations(jax.make_jaxpr(step)(state, batch))
+    kept = [state]
+    del state
+
+    def dispatch(count: int) -> Any:
+        for _ in range(count):
+            kept[0], metrics = compiled(kept[0], batch)
+        return metrics
+
+    return Program(
+        "train",
+        config.batch_size,
+        tuple(mesh.devices.flat),
+        dispatch,
+        operations,
+        compiled,
+        seconds,
+    )
+
+
+def sampling(config: Any) -> Program:
+    """Returns the sampler of one batch; every run draws the next images."""
+    ready = setup.prepare(config)
+    system, mesh, count = complete(ready), ready.mesh, config.batch_size
+    if system.shows != "samples":
+        raise BenchmarkError(f"{config.name} reconstructs its data: leave it to --what=train.")
+    places = sharding.shardings(jax.eval_shape(system.init, jax.random.key(0)), mesh)
+    params = jax.jit(system.init, out_shardings=places)(key_for("init", config.seed))
+    place = sharding.batch_sharding(mesh)
+    labels = sharding.put(np.arange(count, dtype=np.int32) % system.num_classes, place)
+    numbers = sharding.put(np.arange(count, dtype=np.uint32), place)
+    run = sampler(system, None, assembly.build_settings(config))
+    weight = float(config.sample.guidance)
+    arguments = ((params, {}), 0, numbers, labels, weight, None)
+    began = time.perf_counter()
+    with jax.set_mesh(mesh):
+        compiled = run.lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    operations = count_operations(jax.make_jaxpr(run)(*arguments))
+    seed = [0]
+
+    def dispatch(count: int) -> Any:
+        for _ in range(count):
+            seed[0] += 1
+            images = compiled((params, {}), seed[0], numbers, labels, weight, None)
+        return images
+
+    return Program(
+        "sample", count, tuple(mesh.devices.flat), dispatch, operations, compiled, seconds
+    )
+
+
+def random_batch(config: Any) -> dict[str, np.ndarray]:
+    """Returns a batch of uniform numbers in [-1, 1] of the config's shape, and labels."""
+    rng = np.random.default_rng(config.seed)
+    shape = (config.batch_size, *config.data_shape)
+    data = rng.uniform(-1, 1, shape).astype(np.float32)
+    return {"data": data, "label": np.arange(len(data), dtype=np.int32) % config.num_classes}
