@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 NOT_FIT, BAD_INPUT = 1, 2
+STACK = "--fibers_default_thread_stack_size=4194304"
+"""Bytes of stack for the compiler's threads: the default overflows on the step of xAR-H."""
 
 EXAMPLES = """\
 examples:
@@ -68,6 +70,7 @@ def environment(version: str = "") -> None:
         TPU_ACCELERATOR_TYPE=version or "v5litepod-4",
         TPU_WORKER_HOSTNAMES="localhost",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        LIBTPU_INIT_ARGS=f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {STACK}".strip(),
         TF_CPP_MIN_LOG_LEVEL=os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
     )
 
@@ -149,7 +152,7 @@ def one(
     if not flags.fix:
         return result
     for fields, _ in fitting.candidates(config, result):
-        guess = fitting.predicted(result, fields, states)
+        guess = fitting.predicted(result, fields, states, config.memory.accumulate)
         if guess is not None and guess > result["usable"]:
             continue
         changed = configs.override(config, fields)

@@ -21,7 +21,7 @@ ROOM = 0.95
 ORDER = (
     "rematerialisation (memory for time, nothing else changes)",
     "more fsdp (the state shared out over more chips, more communication)",
-    "a smaller batch on each chip (the optimiser sees another batch)",
+    "accumulation (the batch in parts, one after the other: the same batch, smaller products)",
 )
 
 
@@ -38,7 +38,7 @@ def advice(config: Any, report: Report, state_of: Callable[[dict[str, int]], int
     lines, least = [], 1.0 * report["needed"]
     for fields, why in candidates(config, report):
         words = " ".join(f"--config.{field}" for field in fields)
-        needed = predicted(report, fields, state_of)
+        needed = predicted(report, fields, state_of, config.memory.accumulate)
         if needed is None:
             lines.append(f"{words}: {why}; compile to see how much it saves")
         elif needed <= ROOM * report["usable"]:
@@ -60,20 +60,30 @@ def candidates(config: Any, report: Report) -> Iterator[Change]:
     while free % 2 == 0 and free > 1:
         fsdp, free = 2 * fsdp, free // 2
         yield [f"mesh.fsdp={fsdp}", "mesh.data=-1"], "more of the state is shared out"
-    parts = report["chips"] // mesh.get("tensor", 1)
-    batch = report["batch"]
-    while report["what"] == "train" and batch % 2 == 0 and (batch // 2) % parts == 0:
-        batch //= 2
+    images = report["batch"] * mesh.get("tensor", 1) // report["chips"]
+    parts = config.memory.accumulate
+    while report["what"] == "train" and images % (2 * parts) == 0:
+        parts *= 2
         yield (
-            [f"mesh.fsdp={fsdp}", "mesh.data=-1", f"batch_size={batch}"],
+            [f"mesh.fsdp={fsdp}", "mesh.data=-1", f"memory.accumulate={parts}"],
             "fewer images at a time",
         )
 
 
 def predicted(
-    report: Report, fields: list[str], state_of: Callable[[dict[str, int]], int]
+    report: Report,
+    fields: list[str],
+    state_of: Callable[[dict[str, int]], int],
+    parts: int = 1,
 ) -> int | None:
-    """Returns the bytes by (1) after a change; None where they do not follow from the parts."""
+    """Returns the bytes by (1) after a change; None where they do not follow from the parts.
+
+    Args:
+      report: Of the program that does not fit.
+      fields: What is changed.
+      state_of: state_of(mesh) -> bytes on a chip of what the program is given.
+      parts: In which the program cuts a batch already.
+    """
     values = dict(field.split("=") for field in fields)
     if "model.remat" in values:
         return None
@@ -83,8 +93,8 @@ def predicted(
         mesh["fsdp"] = int(values["mesh.fsdp"])
         mesh["data"] = together // mesh["fsdp"]
     rest = max(report["needed"] - report["state"], 0)
-    if "batch_size" in values:
-        rest *= int(values["batch_size"]) / report["batch"]
+    if "memory.accumulate" in values:
+        rest *= parts / int(values["memory.accumulate"])
     return int(state_of(mesh) + rest)
 
 
