@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
         attention_dropout=0.0,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
     config.head = spec(
         "flow_network",
@@ -49,6 +51,8 @@ def get_config() -> ConfigDict:
         mlp_ratio=4.0,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
 
     config.optimizer = ConfigDict(

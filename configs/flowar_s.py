@@ -53,6 +53,8 @@ def get_config() -> ConfigDict:
         attention_dropout=0.1,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
     config.head = spec(
         "flow_network",
@@ -63,6 +65,8 @@ def get_config() -> ConfigDict:
         mlp_ratio=4.0,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
 
     config.optimizer = ConfigDict(

@@ -50,7 +50,9 @@ def get_config() -> ConfigDict:
         dropout=0.1,
         attention_dropout=0.1,
         dtype="bfloat16",
-        remat="projections",
+        remat="blocks",
+        unroll=1,
+        attention="auto",
     )
     config.head = spec(
         "diffusion",
@@ -59,7 +61,7 @@ def get_config() -> ConfigDict:
         steps=1000,
         repeats=4,
         dtype="bfloat16",
-        remat="projections",
+        remat="blocks",
     )
 
     config.optimizer = ConfigDict(

@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
         attention_dropout=0.0,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
     config.head = spec(
         "diffusion", width=128, depth=2, steps=1000, repeats=4, dtype="float32", remat="none"

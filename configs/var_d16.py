@@ -71,7 +71,9 @@ def get_config() -> ConfigDict:
         attention_dropout=0.0,
         drop_path=0.1 * DEPTH / 24,
         dtype="bfloat16",
-        remat="projections",
+        remat="blocks",
+        unroll=1,
+        attention="auto",
     )
 
     warmup = round(WARMUP * config.steps)

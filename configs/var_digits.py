@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
         drop_path=0.0,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
 
     config.optimizer = ConfigDict(

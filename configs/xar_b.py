@@ -62,7 +62,9 @@ def get_config() -> ConfigDict:
         time_scale=1000.0,
         truncate_time=True,
         dtype="bfloat16",
-        remat="projections",
+        remat="blocks",
+        unroll=1,
+        attention="auto",
     )
 
     config.optimizer = ConfigDict(

@@ -44,6 +44,8 @@ def get_config() -> ConfigDict:
         truncate_time=True,
         dtype="float32",
         remat="none",
+        unroll=1,
+        attention="auto",
     )
 
     config.optimizer = ConfigDict(

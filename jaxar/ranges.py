@@ -79,7 +79,6 @@ RULES: dict[str, Rule] = {
     "model.dtype": _choice("float32", "bfloat16"),
     "model.remat": _choice("none", "projections", "blocks"),
     "model.unroll": _whole(1),
-    "model.attention": _choice("auto", "dense", "kernel"),
     "loss": _PART,
     "loss.*_weight": _NOT_NEGATIVE,
     "loss.level_dropout": _SHARE,

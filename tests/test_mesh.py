@@ -230,6 +230,30 @@ def require_same(loss, params, batch, sizes):
         assert error <= 1e-5 * max(np.linalg.norm(exact), 1e-2 * norm), path
 
 
+def test_the_kernel_of_attention_serves_a_whole_network_on_a_mesh():
+    """In a loop over layers, under rematerialisation, with parameters gathered for each layer."""
+    words = [word for word in SMALL if not word.startswith("head.")]
+    config = shrunk("xar_digits", *words, "model.attention=kernel", "model.remat=projections")
+    dense = build_system(configs.override(config, ["model.attention=dense"]))
+    kernel, params = build_system(config), noised(dense.init(jax.random.key(0)))
+    source = arrays(config, 4)
+    rows = [source.read(i, np.random.default_rng(i)) for i in range(4)]
+    batch = {"data": np.stack([r["data"] for r in rows])}
+    batch["label"] = np.array([r["label"] for r in rows], np.int32)
+
+    def found(system, sizes):
+        mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+        loss = lambda params, batch: system.loss(params, batch, key_for("train", 3))[0]  # noqa: E731
+        return differentiated(loss, params, batch, mesh)
+
+    one, many = found(dense, ONE), found(kernel, dict(data=1, fsdp=2, tensor=2))
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
+    for path, exact in tree.paths(one[1]).items():
+        np.testing.assert_allclose(
+            tree.paths(many[1])[path], exact, rtol=1e-3, atol=1e-5, err_msg=path
+        )
+
+
 def slow_but(systems, *quick):
     """Returns all systems with all meshes; but for the quick pairs they are slow."""
     return [
