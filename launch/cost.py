@@ -27,8 +27,8 @@ FREE = {
 """Instructions that move nothing by themselves."""
 
 KERNEL = 0.2
-"""Share of the peak rate at which kernels are counted. By hand, the attention kernel on v5e: heads of
-64 fill half of the matrix unit, and the vector unit's work on the weights takes as long again."""
+"""Share of the peak rate at which kernels are counted. By hand, for attention on v5e: heads of 64
+fill half of the matrix unit, and the vector unit's work on the weights takes longer still."""
 
 
 @dataclasses.dataclass(frozen=True)
