@@ -3,7 +3,8 @@
     time by cycles = sum over instructions of the compiler's cycles x turns / clock              (1)
     roofline       = sum of max(operations / peak rate, bytes of HBM / bandwidth) x turns        (2)
 
-Kernels have no cycles; `KERNEL` says how they are counted in (1). Both leave collectives out; see `communication`.
+Kernels have no cycles; `KERNEL` says how they are counted in (1). Both leave collectives out, see
+`communication`.
 """
 
 import dataclasses
