@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 LEAST = 0.5
 """Seconds that a round takes at least, so that starting and waiting do not count."""
 
+Run = Callable[[int], object]
+"""run(count) does some work `count` times and returns when all of it is done."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
@@ -40,19 +43,28 @@ class Rounds:
         return {"median": self.median, "least": self.least, "most": self.most}
 
 
-def seconds(run: Callable[[int], object], rounds: int, *, least: float = LEAST) -> Rounds:
-    """Returns the seconds of one run, measured in rounds of several.
+def seconds(run: Run, rounds: int, *, least: float = LEAST) -> Rounds:
+    """Returns the seconds of one run, measured in rounds of several; see `in_turns`."""
+    return in_turns([run], rounds, least=least)[0]
 
-    The first run warms up, the second says how many runs a round has.
+
+def in_turns(runs: Sequence[Run], rounds: int, *, least: float = LEAST) -> list[Rounds]:
+    """Returns the seconds of one run of each kind, whose rounds take turns: all meet the same load.
+
+    The first run of a kind warms up, the second says how many runs a round has.
 
     Args:
-      run: run(count) does the work `count` times and returns when all of it is done.
-      rounds: How many to measure.
+      runs: What to measure.
+      rounds: How many of each to measure.
       least: Seconds that a round takes at least.
     """
-    run(1)
-    count = runs_a_round(_timed(run, 1), least)
-    return Rounds(tuple(_timed(run, count) / count for _ in range(rounds)))
+    counts = []
+    for run in runs:
+        run(1)
+        counts.append(runs_a_round(_timed(run, 1), least))
+    pairs = list(zip(runs, counts, strict=True))
+    spent = [[_timed(run, count) / count for run, count in pairs] for _ in range(rounds)]
+    return [Rounds(values) for values in zip(*spent, strict=True)]
 
 
 def runs_a_round(one: float, least: float = LEAST) -> int:
@@ -65,7 +77,7 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Rounds:
     return Rounds(tuple(a / b for a, b in zip(over, under, strict=True)))
 
 
-def _timed(run: Callable[[int], object], count: int) -> float:
+def _timed(run: Run, count: int) -> float:
     began = time.perf_counter()
     run(count)
     return time.perf_counter() - began

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Rounds, seconds
+from benchmarks.measure import in_turns
 from benchmarks.pipe import BenchmarkError
 from benchmarks.programs import make
 from jaxar import config as configs
+from jaxar.assembly import build_system
 
 FACTORS = (1, 2, 4)
 
@@ -33,37 +34,37 @@ def growth(config: Any, rounds: int) -> list[dict[str, Any]]:
             f"--what=scaling needs cells and solver steps, which {config.name} lacks: choose "
             "xar_digits, for instance."
         )
-    height, width, _ = config.data_shape
-    steps = config.sample.steps
-    kinds = {
-        "tokens": ("train", [_taller(config, height * factor) for factor in FACTORS]),
-        "batch": ("train", [[f"batch_size={config.batch_size * f}"] for f in FACTORS]),
-        "steps": ("sample", [[f"sample.steps={steps * factor}"] for factor in FACTORS]),
-    }
-    first = {"tokens": height * width, "batch": config.batch_size, "steps": steps}
-    return [
-        {"over": kind, "what": what, "config": config.name, **_fitted(config, what, points, rounds)}
-        | {"x": [first[kind] * factor for factor in FACTORS]}
-        for kind, (what, points) in kinds.items()
-    ]
+    batch, steps = config.batch_size, config.sample.steps
+    kinds = (
+        ("tokens", "train", build_system(config).plan.tokens, _taller),
+        ("batch", "train", batch, lambda _, factor: [f"batch_size={batch * factor}"]),
+        ("steps", "sample", steps, lambda _, factor: [f"sample.steps={steps * factor}"]),
+    )
+    reports = []
+    for over, what, first, fields in kinds:
+        changed = [configs.override(config, fields(config, factor)) for factor in FACTORS]
+        spent = in_turns([make(one, what).run for one in changed], rounds)
+        times = [one.median for one in spent]
+        reports.append(
+            {
+                "config": config.name,
+                "over": over,
+                "what": what,
+                "x": [first * factor for factor in FACTORS],
+                "times": [one.facts() for one in spent],
+                "exponent": exponent(FACTORS, times),
+            }
+        )
+    return reports
 
 
-def _taller(config: Any, height: int) -> list[str]:
+def _taller(config: Any, factor: int) -> list[str]:
     """Returns the fields that make a grid taller, its cells with it."""
-    _, width, channels = config.data_shape
-    factor = height // config.data_shape[0]
+    height, width, channels = config.data_shape
     return [
-        f"data_shape=({height},{width},{channels})",
+        f"data_shape=({height * factor},{width},{channels})",
         f"plan.height={config.plan.height * factor}",
     ]
-
-
-def _fitted(config: Any, what: str, points: Sequence[list[str]], rounds: int) -> dict[str, Any]:
-    spent: list[Rounds] = []
-    for fields in points:
-        spent.append(seconds(make(configs.override(config, fields), what).run, rounds))
-    times = [one.median for one in spent]
-    return {"seconds": times, "exponent": exponent(FACTORS, times)}
 
 
 def exponent(x: Sequence[float | int], times: Sequence[float | int]) -> float:

@@ -95,7 +95,7 @@ def growth(found: Sequence[Report]) -> str:
             r["config"],
             f"{r['what']}: {r['over']}",
             ", ".join(map(str, r["x"])),
-            ", ".join(number(time * 1e3).strip() + " ms" for time in r["seconds"]),
+            ", ".join(map(spread, r["times"])),
             f"{r['exponent']:.2f}",
         ]
         for r in found
