@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
         truncate_time=True,
         dtype="float32",
         remat="none",
-        unroll=1,
+        unroll=2,
         attention="auto",
     )
 

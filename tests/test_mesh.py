@@ -184,12 +184,17 @@ def test_dry_run_says_what_stays_whole():
 # -------------------------------------------------------------------------------- the same numbers
 
 
-def system_of(name, folder):
-    """Returns a config, small and with dropout, its system and the autoencoder it has, if any."""
+def small(name, *overrides):
+    """Returns a shrunk config with those of `SMALL` that it has, and others."""
     config = shrunk(name)
     fields = {line.split("=")[0].strip() for line in configs.render(config).splitlines()}
     words = [word for word in SMALL if word.split("=")[0] in fields]
-    config = with_autoencoder(configs.override(config, words), folder / "autoencoder")
+    return configs.override(config, [*words, *overrides])
+
+
+def system_of(name, folder):
+    """Returns a config, small and with dropout, its system and the autoencoder it has, if any."""
+    config = with_autoencoder(small(name), folder / "autoencoder")
     ready = setup.prepare(config)
     autoencoder = loading.load_autoencoder(config, ready)
     return config, loading.attached(ready.system, autoencoder), autoencoder
@@ -232,8 +237,7 @@ def require_same(loss, params, batch, sizes):
 
 def test_the_kernel_of_attention_serves_a_whole_network_on_a_mesh():
     """In a loop over layers, under rematerialisation, with parameters gathered for each layer."""
-    words = [word for word in SMALL if not word.startswith("head.")]
-    config = shrunk("xar_digits", *words, "model.attention=kernel", "model.remat=projections")
+    config = small("xar_digits", "model.attention=kernel", "model.remat=projections")
     dense = build_system(configs.override(config, ["model.attention=dense"]))
     kernel, params = build_system(config), noised(dense.init(jax.random.key(0)))
     source = arrays(config, 4)

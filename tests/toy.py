@@ -40,6 +40,9 @@ class Toy:
         loss = jnp.mean(jnp.square(hidden @ params["down"]["kernel"] - x))
         return loss, {"loss": loss}
 
+    def settle(self, params, seen, key):
+        return params
+
 
 class Troubled(Arrays):
     """Random data that take their time, and from some read on never come, or cannot be read."""
