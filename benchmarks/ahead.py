@@ -10,7 +10,7 @@ def estimated(config: Any, what: str, *, fields: Sequence[str], topology: Any) -
     """Returns the report of a program compiled for a topology; nothing is run.
 
     Time is by the compiler's cycles, without communication, and MFU against the chip's peak rate
-    of bfloat16: see docs/scale_launch.md for how far to trust them.
+    of bfloat16: see docs/scale.md for how far to trust them.
 
     Args:
       config: The whole config; its batch size is that of a step or sampling on all chips.
