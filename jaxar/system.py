@@ -18,7 +18,7 @@ from jaxar.contexts.base import Context, Request, Settings
 from jaxar.draws import Draws
 from jaxar.entities import Entities
 from jaxar.heads.base import Known
-from jaxar.nn.module import bind, params_of
+from jaxar.nn.module import as_used, bind, params_of
 from jaxar.plan import Plan
 from jaxar.typing import Array, Float, Int, Params
 
@@ -163,4 +163,5 @@ class System:
 
     def sample_tokens(self, params: Params, request: Request) -> Array:
         """Returns the generated tokens of all entities, in the plan's order."""
-        return self.context.sample(bind(self.network, params), request)
+        network = bind(self.network, as_used(self.network, params))
+        return self.context.sample(network, request)

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.nn import layers
+from jaxar import system
+from jaxar.api.model import Model, sampler
+from jaxar.assembly import build_system
+from jaxar.nn import layers, module
 from jaxar.nn.attention import Attention, attend
 from jaxar.nn.dropout import dropout, words
 from jaxar.nn.module import bind, params_of, stack
@@ -18,6 +21,7 @@ from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Pass, Transform
 from jaxar.plan import Layout, cell, scale
 from jaxar.sharding import make_mesh
 from jaxar.tree import nest, paths
+from tests.shrink import shrunk
 
 WIDTH, HEADS, HIDDEN = 8, 2, 12
 CELLS = cell((2, 3), height=2, width=1)  # 3 entities of 2 tokens
@@ -515,3 +519,21 @@ def test_bind_names_what_does_not_fit():
         "blocks/modulation/bias has shape (2, 6, 9) instead of (2, 6, 8)",
     ):
         assert line in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["xar_digits", "flowar_digits"])
+def test_kernels_cast_once_draw_the_same_samples(name, monkeypatch):
+    """Those of layers alone: what stands around them computes in float32."""
+    config = shrunk(name, "model.dtype=bfloat16")
+    model = build_system(config)
+    params = model.init(jax.random.key(0))
+    used = paths(module.as_used(model.network, params))
+    cast = [path for path, leaf in used.items() if leaf.dtype == jnp.bfloat16]
+    assert cast and all("/blocks/" in path and path.endswith("/kernel") for path in cast)
+    made = []
+    for used in (module.as_used, lambda template, params: params):
+        monkeypatch.setattr(system, "as_used", used)
+        sampler.cache_clear()
+        made.append(Model(config, model, params, make_mesh({"data": 1})).sample([0, 1]))
+    sampler.cache_clear()
+    np.testing.assert_array_equal(made[0], made[1])

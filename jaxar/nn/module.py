@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from jaxar.axes import GATHERED, gathered, gathers
-from jaxar.tree import differences
+from jaxar.tree import differences, paths
 from jaxar.typing import Array, Params
 
 Module = nnx.Module
@@ -72,6 +72,24 @@ def bind(template: M, params: Params) -> M:
     if problems:
         raise ValueError("These parameters are not of this module: " + "; ".join(problems))
     return nnx.merge(nnx.graphdef(template), gathered(params, spared=_stacks(template)))
+
+
+def as_used(template: nnx.Module, params: Params) -> Params:
+    """Returns parameters with the kernels of stacked modules in the dtype that they are used in.
+
+    Sampling goes through the same layers again and again: so kernels are cast once, not in each
+    pass. The dtype is that of `compute` of the module around the stack.
+    """
+    nodes = [("/".join(map(str, path)), node) for path, node in nnx.iter_graph(template)]
+    owners = {f"{path}/": node.compute.type for path, node in nodes if hasattr(node, "compute")}
+    owners = {path.lstrip("/"): dtype for path, dtype in owners.items()}
+    stacks, found = _stacks(template), []
+    for path, leaf in paths(params).items():
+        if path.endswith("kernel") and path.startswith(stacks):
+            owner = max((o for o in owners if path.startswith(o)), key=len)
+            leaf = leaf.astype(owners[owner])
+        found.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 def _stacks(template: nnx.Module) -> tuple[str, ...]:
