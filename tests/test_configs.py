@@ -22,6 +22,10 @@ KINDS = [name for name in NAMES if name.startswith("xar_digits")]
 """One config for each entity; the paper's models are the cell again, at another size."""
 
 
+SIZES = ("xar_l", "xar_h", "flowar_h", "mar_l", "mar_h", "var_d20", "var_d24", "var_d30")
+"""Shrunk, these are the configs that they are made from, but for settings of sampling."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_valid_and_named_as_its_file(name):
     config = configs.load(name)
@@ -29,7 +33,10 @@ def test_config_is_valid_and_named_as_its_file(name):
     assert config.name == name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SIZES)) for name in NAMES],
+)
 def test_trains_samples_and_restores(name, tmp_path, monkeypatch):
     config = with_autoencoder(shrunk(name), tmp_path / "autoencoder")
     monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config))
