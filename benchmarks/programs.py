@@ -19,10 +19,8 @@ from jaxar import config as configs
 from jaxar.api import setup
 from jaxar.api.model import sampler
 from jaxar.keys import key_for
-from jaxar.training.memory import Memory, state_shardings
-from jaxar.training.optim import make_optimizer
-from jaxar.training.state import init_state
-from jaxar.training.step import compile_step, make_step
+from jaxar.training.memory import state_shardings
+from jaxar.training.step import compile_step, training_of
 from launch.programs import complete, count_operations
 
 
@@ -67,28 +65,22 @@ def make(config: Any, what: str) -> Program:
       ConfigError: a setting cannot work on these devices.
       BenchmarkError: the system does not sample.
     """
-    return {"train": training, "sample": sampling}[what](config)
+    return {"train": training_step, "sample": sampling}[what](config)
 
 
-def training(config: Any) -> Program:
+def training_step(config: Any) -> Program:
     """Returns the training step; the state goes from one run to the next, its memory reused."""
     ready = setup.prepare(config, training=True)
     system, mesh = complete(ready), ready.mesh
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
-
-    memory = Memory(**config.memory)
-
-    def init(key):
-        return init_state(system, optimizer, key, memory)
-
-    places = state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, memory)
-    state = jax.jit(init, out_shardings=places)(key_for("init", config.seed))
+    training = training_of(config, system)
+    shapes = jax.eval_shape(training.init, jax.random.key(0))
+    places = state_shardings(shapes, mesh, training.memory)
+    state = jax.jit(training.init, out_shardings=places)(key_for("init", config.seed))
     batch = sharding.spread(mesh, config.batch_size)(random_batch(config))
-    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
     began = time.perf_counter()
-    compiled = compile_step(step, state, batch, mesh, memory)
+    compiled = compile_step(training.step, state, batch, mesh, training.memory)
     seconds = time.perf_counter() - began
-    operations = count_operations(jax.make_jaxpr(step)(state, batch))
+    operations = count_operations(jax.make_jaxpr(training.step)(state, batch))
     kept = [state]
     del state
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from benchmarks import machine, table
 from benchmarks.pipe import BenchmarkError
-
-BAD_INPUT = 2
+from jaxar import console
 
 EXAMPLES = """\
 examples:
@@ -39,12 +38,10 @@ KINDS = ("train", "sample", "input", "scaling")
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all flags but those that override fields of the configs."""
-    flags = argparse.ArgumentParser(
-        prog="python -m benchmarks.run",
-        description="Measure training steps and sampling: time, operations, memory, compile time.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    flags = console.parser(
+        "python -m benchmarks.run",
+        "Measure training steps and sampling: time, operations, memory, compile time.",
+        EXAMPLES,
     )
     add = flags.add_argument
     add("--config", action="append", help="a file of configs/, or its bare name; any number")
@@ -75,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reports = run(known, rest)
     except (BenchmarkError, ConfigError, LaunchError, OSError) as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from error
+        raise SystemExit(console.BAD_INPUT) from error
     if known.json:
         Path(known.json).write_text(json.dumps(reports, indent=1) + "\n")
 

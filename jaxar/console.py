@@ -1,9 +1,31 @@
-"""What a person sees of long work: a line a stage, and how far it is."""
+"""What a person meets on the command line: flags, a line a stage, and how far it is."""
 
+import argparse
 import sys
 import time
 
 _silent = False
+
+
+BAD_INPUT = 2
+"""Exit code where input cannot work."""
+
+
+def parser(program: str, about: str | None, examples: str | None = None) -> argparse.ArgumentParser:
+    """Returns a parser without flags; its texts are printed as they stand.
+
+    Args:
+      program: Name to call it by, "python -m jaxar.main".
+      about: What it does.
+      examples: What --help ends with.
+    """
+    return argparse.ArgumentParser(
+        prog=program,
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def silence() -> None:

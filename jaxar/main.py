@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxar import config as configs
+from jaxar import console
 
-BAD_INPUT = 2
 """Exit code where a flag, a setting or a file cannot work; one sentence says which."""
 
 STOPPED = 1
@@ -74,12 +74,10 @@ BELONGS = {
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all flags but those that override fields of the config."""
-    flags = argparse.ArgumentParser(
-        prog="python -m jaxar.main",
-        description="Train, sample and evaluate autoregressive next-X models.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    flags = console.parser(
+        "python -m jaxar.main",
+        "Train, sample and evaluate autoregressive next-X models.",
+        EXAMPLES,
     )
     add = flags.add_argument
     add("--config", help="a file of configs/, or its bare name; needed but with --samples")
@@ -142,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run(config, known, overrides)
     except (configs.ConfigError, OSError) as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from error
+        raise SystemExit(console.BAD_INPUT) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NOT_FIT, BAD_INPUT = 1, 2
+from jaxar import console
+
+NOT_FIT = 1
 STACK = "--fibers_default_thread_stack_size=4194304"
 """Bytes of stack for the compiler's threads: the default overflows on the step of xAR-H."""
 
@@ -37,12 +39,10 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all flags but those that override fields of the config."""
-    flags = argparse.ArgumentParser(
-        prog="python -m launch.compile",
-        description="Compile for a TPU topology on a CPU machine: memory, time, communication.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    flags = console.parser(
+        "python -m launch.compile",
+        "Compile for a TPU topology on a CPU machine: memory, time, communication.",
+        EXAMPLES,
     )
     add = flags.add_argument
     add("--config", action="append", help="a file of configs/, or its bare name; once or twice")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             reports = run(known, rest)
     except (ConfigError, LaunchError, OSError) as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from error
+        raise SystemExit(console.BAD_INPUT) from error
     if known.json:
         Path(known.json).write_text(json.dumps(reports, indent=1) + "\n")
     if not all(report["fits"] for report in reports):

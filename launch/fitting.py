@@ -18,12 +18,6 @@ Change = tuple[list[str], str]
 ROOM = 0.95
 """Share of the memory that a prediction may fill: the compiler's own need is not that exact."""
 
-ORDER = (
-    "rematerialisation (memory for time, nothing else changes)",
-    "more fsdp (the state shared out over more chips, more communication)",
-    "accumulation (the batch in parts, one after the other: the same batch, smaller products)",
-)
-
 
 def advice(config: Any, report: Report, state_of: Callable[[dict[str, int]], int]) -> list[str]:
     """Returns sentences on what would make a program fit, the first that should be tried first.
@@ -50,7 +44,11 @@ def advice(config: Any, report: Report, state_of: Callable[[dict[str, int]], int
 
 
 def candidates(config: Any, report: Report) -> Iterator[Change]:
-    """Yields changes in the order of `ORDER`; later ones include what helped before."""
+    """Yields changes, those that cost the least first; later ones include what helped before.
+
+    Rematerialisation changes nothing else; more fsdp communicates more; accumulation takes the
+    batch in parts, whose products are smaller.
+    """
     now = config.model.get("remat")
     for remat, less in (("projections", ("none",)), ("blocks", ("none", "projections"))):
         if report["what"] == "train" and now in less:

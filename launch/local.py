@@ -21,17 +21,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-BAD_INPUT = 2
+from jaxar import console
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the flags before "--"."""
-    flags = argparse.ArgumentParser(
-        prog="python -m launch.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    flags = console.parser("python -m launch.local", __doc__)
     add = flags.add_argument
     add("--processes", type=int, default=2, help="how many (default: 2)")
     add("--devices", type=int, help="CPU devices of each; without it JAX's own choice")
@@ -54,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         problem = "--devices are CPU devices: leave them out with --gpus."
     if problem:
         print(f"{flags.prog}: {problem}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT)
+        raise SystemExit(console.BAD_INPUT)
     job = Job(
         options.command,
         processes=options.processes,
@@ -122,7 +117,7 @@ class Job:
             except OSError as error:
                 self.end(signal.SIGKILL)
                 print(f"cannot run {shlex.join(command)}: {error}", file=sys.stderr)
-                raise SystemExit(BAD_INPUT) from error
+                raise SystemExit(console.BAD_INPUT) from error
             self._members.append(member)
             reader = threading.Thread(target=_copy, args=(number, member.stdout), daemon=True)
             reader.start()

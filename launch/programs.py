@@ -20,9 +20,7 @@ from jaxar.api import setup, table
 from jaxar.api.loading import attached
 from jaxar.api.model import Autoencoder, Origin, sampler
 from jaxar.nn.module import params_of
-from jaxar.training.memory import Memory
-from jaxar.training.optim import make_optimizer
-from jaxar.training.step import compile_step, make_step
+from jaxar.training.step import compile_step, training_of
 from launch.chips import LaunchError, Topology
 
 
@@ -84,24 +82,22 @@ def train_step(config: Any, devices: Sequence[Any]) -> Made:
     """
     ready = setup.prepare(config, training=True, devices=devices)
     system = complete(ready)
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
-    memory = Memory(**config.memory)
-    state = table.state_shapes(config, system)
+    training = training_of(config, system)
+    state = jax.eval_shape(training.init, jax.random.key(0))
     batch = {
         "data": jax.ShapeDtypeStruct((config.batch_size, *system.shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
     }
-    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
 
     def loss(params, batch, count):
         return system.loss(params, {**batch, "step": count}, jax.random.key(0))[0]
 
     return _made(
-        lambda: compile_step(step, state, batch, ready.mesh, memory),
+        lambda: compile_step(training.step, state, batch, ready.mesh, training.memory),
         mesh=ready.mesh,
         batch=config.batch_size,
         operations=3 * count_operations(jax.make_jaxpr(loss)(state.params, batch, state.step)),
-        state=bytes_a_device(table.on_devices(config, state), ready.mesh),
+        state=table.bytes_per_device(table.on_devices(config, state), ready.mesh.shape),
     )
 
 
@@ -144,7 +140,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
         mesh=ready.mesh,
         batch=batch,
         operations=count_operations(jax.make_jaxpr(run)(*arguments)),
-        state=bytes_a_device(params, ready.mesh) + _bytes(decoder),
+        state=table.bytes_per_device(params, ready.mesh.shape) + _bytes(decoder),
     )
 
 
@@ -168,18 +164,6 @@ def complete(ready: setup.Prepared) -> Any:
         return ready.system
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params_of(ready.network))
     return attached(ready.system, Autoencoder(ready.network, zeros, Origin(None)))
-
-
-def bytes_a_device(tree: Any, mesh: Mesh) -> int:
-    """Returns the bytes of a tree of shapes that one device of the mesh holds."""
-    return sum(
-        int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf, place in zip(
-            jax.tree.leaves(tree),
-            jax.tree.leaves(sharding.shardings(tree, mesh)),
-            strict=True,
-        )
-    )
 
 
 def _bytes(tree: Any) -> int:
@@ -230,4 +214,4 @@ def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dic
         state = table.on_devices(config, table.state_shapes(config, complete(ready)))
     else:
         state = jax.eval_shape(ready.system.init, jax.random.key(0))
-    return lambda sizes: bytes_a_device(state, sharding.make_mesh(sizes, devices))
+    return lambda sizes: table.bytes_per_device(state, sharding.mesh_sizes(sizes, len(devices)))

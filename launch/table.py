@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxar import console
 from launch.compile import NOT_FIT, environment
 
 CONFIGS = "xar_b,xar_l,xar_h"
@@ -54,12 +55,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all flags."""
-    flags = argparse.ArgumentParser(
-        prog="python -m launch.table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    flags = console.parser("python -m launch.table", __doc__)
     add = flags.add_argument
     add("--config", default=CONFIGS, help=f"configs (default: {CONFIGS})")
     add("--topology", default=TOPOLOGIES, help=f"topologies (default: {TOPOLOGIES})")

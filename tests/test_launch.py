@@ -400,7 +400,7 @@ def test_state_is_what_the_shardings_say():
         for shard in leaf.addressable_shards
         if shard.device == first
     )
-    assert programs.bytes_a_device(shapes, mesh) == held
+    assert programs.table.bytes_per_device(shapes, mesh.shape) == held
     sizes = programs.state_sizes(config, jax.devices(), "train")
     assert sizes(dict(data=2, fsdp=4, tensor=1)) == held
 

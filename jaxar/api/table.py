@@ -9,9 +9,8 @@ import numpy as np
 from jaxar import axes, sharding, tree
 from jaxar.api import setup
 from jaxar.config import ConfigError
-from jaxar.training.memory import Memory
-from jaxar.training.optim import make_optimizer
-from jaxar.training.state import TrainState, init_state
+from jaxar.training.state import TrainState
+from jaxar.training.step import training_of
 
 NOTICE = 0.01
 """Share of the parameters that may be whole on every device without a word about it."""
@@ -47,9 +46,7 @@ def dry_run(config: Any) -> str:
 
 def state_shapes(config: Any, system: Any) -> TrainState:
     """Returns the shapes of all that training keeps."""
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
-    memory = Memory(**config.memory)
-    return jax.eval_shape(lambda key: init_state(system, optimizer, key, memory), jax.random.key(0))
+    return jax.eval_shape(training_of(config, system).init, jax.random.key(0))
 
 
 def on_devices(config: Any, state: TrainState) -> TrainState:

@@ -80,9 +80,11 @@ def as_used(template: nnx.Module, params: Params) -> Params:
     Sampling goes through the same layers again and again: so kernels are cast once, not in each
     pass. The dtype is that of `compute` of the module around the stack.
     """
-    nodes = [("/".join(map(str, path)), node) for path, node in nnx.iter_graph(template)]
-    owners = {f"{path}/": node.compute.type for path, node in nodes if hasattr(node, "compute")}
-    owners = {path.lstrip("/"): dtype for path, dtype in owners.items()}
+    owners = {
+        "".join(f"{part}/" for part in path): node.compute.type
+        for path, node in nnx.iter_graph(template)
+        if hasattr(node, "compute")
+    }
     stacks, found = _stacks(template), []
     for path, leaf in paths(params).items():
         if path.endswith("kernel") and path.startswith(stacks):

@@ -17,11 +17,10 @@ from jaxar.data import loader
 from jaxar.keys import key_for
 from jaxar.system import Trainable
 from jaxar.training.interruption import Interruption
-from jaxar.training.memory import Memory, averaged, kept_in, state_shardings
-from jaxar.training.optim import make_optimizer
+from jaxar.training.memory import averaged, kept_in, state_shardings
 from jaxar.training.progress import Progress
-from jaxar.training.state import TrainState, init_state
-from jaxar.training.step import compile_step, make_step
+from jaxar.training.state import TrainState
+from jaxar.training.step import compile_step, training_of
 from jaxar.typing import Params
 
 PATIENCE = 20
@@ -60,13 +59,12 @@ def fit(
       SystemExit: with code 42 after SIGTERM or SIGINT, when the state is saved; with several
         processes in all of them, at the same step.
     """
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
+    training = training_of(config, system)
     checkpoints = checkpoint.Checkpoints(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
     record = {"data": loader.fingerprint(source)}
-    memory = Memory(**config.memory)
-    state, start = _begin(system, optimizer, config.seed, checkpoints, record, mesh, memory)
+    state, start = _begin(training, config.seed, checkpoints, record, mesh)
     if start >= config.steps:
         say("train", f"already at step {start:,} of {config.steps:,}")
         checkpoints.close()
@@ -83,8 +81,7 @@ def fit(
     waiting = _Waiting(map(sharding.spread(mesh, config.batch_size), batches))
     batch = next(waiting)
     began = time.monotonic()
-    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
-    compiled = compile_step(step, state, batch, mesh, memory)
+    compiled = compile_step(training.step, state, batch, mesh, training.memory)
     say("compile", f"training step in {time.monotonic() - began:.1f} s")
 
     writes = distributed.first()
@@ -128,29 +125,25 @@ def fit(
     return state
 
 
-def _begin(system, optimizer, seed, checkpoints, record, mesh, memory) -> tuple[TrainState, int]:
+def _begin(training, seed, checkpoints, record, mesh) -> tuple[TrainState, int]:
     """Returns the newest state there is, or the initial one, and its step.
 
     Converted weights are the newest state until the first checkpoint of their training: parameters
     and average begin there, all else as in a new run.
     """
-
-    def init(key):
-        return init_state(system, optimizer, key, memory)
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    places = state_shardings(shapes, mesh, memory)
+    shapes = jax.eval_shape(training.init, jax.random.key(0))
+    places = state_shardings(shapes, mesh, training.memory)
     say("model", f"{tree.count(shapes.params):,} parameters")
     latest = checkpoints.latest()
     stored = {} if latest is None else checkpoints.record(latest)
     if latest is None or "weights" in stored:
-        state = jax.jit(init, out_shardings=places)(key_for("init", seed))
+        state = jax.jit(training.init, out_shardings=places)(key_for("init", seed))
         if latest is None:
             return state, 0
         say("begin", f"with the weights of {stored['weights'].get('file', 'a file')}")
         wanted = checkpoint.placed(shapes.params, places.params)
         params = checkpoints.restore(latest, wanted, part="ema")
-        ema = kept_in(jax.tree.map(jnp.copy, params), memory.ema)
+        ema = kept_in(jax.tree.map(jnp.copy, params), training.memory.ema)
         return state._replace(params=params, ema=jax.device_put(ema, places.ema)), 0
     if stored != record:
         raise ConfigError(

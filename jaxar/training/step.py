@@ -1,7 +1,7 @@
 """One training step: where the loss is taken, the parameters move and the average follows."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,38 @@ from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated
 from jaxar.system import Trainable
 from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, widened
-from jaxar.training.state import TrainState, ema_decay
+from jaxar.training.optim import make_optimizer
+from jaxar.training.state import TrainState, ema_decay, init_state
 from jaxar.typing import Array
 
 Batch = dict[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+class Training(NamedTuple):
+    """What training a system by a config is made of, beside its data.
+
+    Attributes:
+      init: From a key to the state before the first step.
+      step: See `make_step`.
+      memory: What is kept between steps, and how.
+    """
+
+    init: Callable[[Array], TrainState]
+    step: Step
+    memory: Memory
+
+
+def training_of(config: Any, system: Trainable) -> Training:
+    """Returns the training of a system by the whole config."""
+    memory = Memory(**config.memory)
+    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
+
+    def init(key: Array) -> TrainState:
+        return init_state(system, optimizer, key, memory)
+
+    step = make_step(system, optimizer, ema=config.ema, seed=config.seed, memory=memory)
+    return Training(init, step, memory)
 
 
 def make_step(
