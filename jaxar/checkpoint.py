@@ -144,7 +144,8 @@ class Checkpoints:
 
 def exist(workdir: str | Path) -> bool:
     """Returns whether a directory holds any finished checkpoint."""
-    return any((Path(workdir) / FOLDER).glob("[0-9]*"))
+    # What is being written, or was cut short, has more in its name than the step.
+    return any(path.name.isdigit() for path in (Path(workdir) / FOLDER).glob("*"))
 
 
 def converted(workdir: str | Path) -> bool:

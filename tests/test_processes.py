@@ -247,6 +247,9 @@ def test_told_to_stop_all_save_the_same_step_and_one_goes_on(tmp_path, victim):
 def test_a_process_that_dies_or_is_frozen_ends_the_job(tmp_path, sent, victim):
     with Job(tmp_path, "steps=100000", "--pause=0.005", processes=2, devices=2, patience=8) as job:
         job.wait_for_step(tmp_path, 5)
+        until = time.monotonic() + 60
+        while not checkpoint.exist(tmp_path) and time.monotonic() < until:
+            time.sleep(0.05)  # it is written in the background
         job.parts[victim].send_signal(sent)
         began = time.monotonic()
         _, errors = job.parts[1 - victim].communicate(timeout=90)

@@ -240,3 +240,10 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "open_source", lambda config, **_: arrays(config, count=13))
     with pytest.raises(ConfigError, match="other data"):
         training.train(shrunk("xar_digits", "steps=6"), workdir=tmp_path)
+
+
+def test_a_checkpoint_that_was_cut_short_is_none(tmp_path):
+    (tmp_path / checkpoint.FOLDER / "20.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not checkpoint.exist(tmp_path)
+    (tmp_path / checkpoint.FOLDER / "20").mkdir()
+    assert checkpoint.exist(tmp_path)
