@@ -10,7 +10,7 @@ from PIL import Image
 
 import jaxar
 from jaxar import config as configs
-from jaxar import main
+from jaxar import console, main
 from jaxar.api import encoding, evaluation, exporting, loading, setup, training
 from jaxar.config import ConfigError
 from jaxar.data import latents
@@ -230,5 +230,5 @@ def test_bad_input_is_one_sentence(arguments, message, tokenizer, tmp_path, caps
         arguments.append("--config.autoencoder.width=32")
     with pytest.raises(SystemExit) as stopped:
         main.main([*arguments, "--mode=encode", f"--output={tmp_path}"])
-    assert stopped.value.code == main.BAD_INPUT
+    assert stopped.value.code == console.BAD_INPUT
     assert re.search(message, capsys.readouterr().err)

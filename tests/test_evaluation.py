@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import jaxar
-from jaxar import main
+from jaxar import console, main
 from jaxar.api import features, fidelity, sampleset, setup
 from jaxar.api.model import Model
 from jaxar.config import ConfigError
@@ -220,7 +220,7 @@ def test_bad_input_is_one_sentence(arguments, message, tmp_path, capsys):
         arguments = [*arguments, f"--samples={samples}"]
     with pytest.raises(SystemExit) as stopped:
         main.main(["--mode=evaluate", *arguments])
-    assert stopped.value.code == main.BAD_INPUT
+    assert stopped.value.code == console.BAD_INPUT
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
 
