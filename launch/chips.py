@@ -10,6 +10,8 @@ there, and so derived:
                   the published two units of 256^2; half of it is taken, because the compiler's
                   cycles for products of 4096^3 are then 87 % of peak, near the 88 to 97 % of the
                   other chips.
+  result          peak rate, clock and the vectors of results in the code of a product of 4096^3,
+                  which divide to 8.0 and, for v6e, 2.0; v4 is like v5p
 """
 
 import dataclasses
@@ -38,6 +40,7 @@ class Chip:
       dimensions: Of the torus that the links form.
       dcn: Of the data-centre network, bytes a second in one direction; None where not published.
       clock: Cycles a second.
+      result: Cycles of a matrix unit for a vector (8 x 128) of results.
       options: For the compiler's topology: v4 counts its two cores as one chip only on request.
     """
 
@@ -51,6 +54,7 @@ class Chip:
     dimensions: int
     dcn: float | None
     clock: float
+    result: int
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -68,6 +72,7 @@ CHIPS = {
             dimensions=3,
             dcn=None,
             clock=1.05e9,
+            result=8,
             options=(("chip_config_name", "megacore"),),
         ),
         Chip(
@@ -81,6 +86,7 @@ CHIPS = {
             dimensions=2,
             dcn=3.125e9,
             clock=1.5e9,
+            result=8,
         ),
         Chip(
             name="v5p",
@@ -93,6 +99,7 @@ CHIPS = {
             dimensions=3,
             dcn=6.25e9,
             clock=1.75e9,
+            result=8,
         ),
         Chip(
             name="v6e",
@@ -105,6 +112,7 @@ CHIPS = {
             dimensions=2,
             dcn=12.5e9,
             clock=1.75e9,
+            result=2,
         ),
     )
 }

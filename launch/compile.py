@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxar import console
+from launch.schedule import arguments
 
 NOT_FIT = 1
 STACK = "--fibers_default_thread_stack_size=4194304"
@@ -70,7 +71,7 @@ def environment(version: str = "") -> None:
         TPU_ACCELERATOR_TYPE=version or "v5litepod-4",
         TPU_WORKER_HOSTNAMES="localhost",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        LIBTPU_INIT_ARGS=f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {STACK}".strip(),
+        LIBTPU_INIT_ARGS=" ".join([os.environ.get("LIBTPU_INIT_ARGS", ""), STACK, arguments()]),
         TF_CPP_MIN_LOG_LEVEL=os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
     )
 

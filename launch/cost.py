@@ -1,16 +1,16 @@
 """What a compiled program does on one chip: operations, memory traffic, cycles.
 
-    time by cycles = sum over instructions of the compiler's cycles x turns / clock              (1)
+    time by cycles = sum of max(cycles / clock, bytes of HBM / (BANDWIDTH x bandwidth)) x turns  (1)
     roofline       = sum of max(operations / peak rate, bytes of HBM / bandwidth) x turns        (2)
 
-Kernels have no cycles; `KERNEL` says how they are counted in (1). Both leave collectives out, see
-`communication`.
+over the instructions, with the cycles of `schedule`, or the compiler's own estimate where its code
+is not at hand. Both leave collectives out, see `communication`.
 """
 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -27,9 +27,8 @@ FREE = {
 }
 """Instructions that move nothing by themselves."""
 
-KERNEL = 0.2
-"""Share of the peak rate at which kernels are counted. By hand, for attention on v5e: heads of 64
-fill half of the matrix unit, and the vector unit's work on the weights takes longer still."""
+BANDWIDTH = 0.8
+"""Share of the memory's bandwidth that is reached: the compiler's own cycles for copies say so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Costs:
     Attributes:
       flops: Operations of matrix products and convolutions, 2 for multiply and add.
       traffic: Bytes read from and written to main memory.
-      cycles: Of the compiler, or 0 where it gives none, as for CPUs.
+      cycles: By (1), or 0 where there are none, as for CPUs.
       roofline: Seconds by (2).
       collectives: By kind and axes.
       heaviest: (part of the program, share of the cycles), the most expensive first.
@@ -55,7 +54,13 @@ class Costs:
     unknown: tuple[str, ...]
 
 
-def measure(program: Program, chip: Chip, devices: np.ndarray, axes: Sequence[str]) -> Costs:
+def measure(
+    program: Program,
+    chip: Chip,
+    devices: np.ndarray,
+    axes: Sequence[str],
+    scheduled: Mapping[str, int] | None = None,
+) -> Costs:
     """Returns the costs of a program.
 
     Args:
@@ -63,7 +68,9 @@ def measure(program: Program, chip: Chip, devices: np.ndarray, axes: Sequence[st
       chip: What it runs on.
       devices: The mesh's devices, one dimension for each axis.
       axes: Names of the mesh's axes.
+      scheduled: Cycles of instructions by name, see `schedule.collect`.
     """
+    spends = _spends(program, scheduled or {})
     total = traffic = roofline = 0.0
     cycles: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
@@ -82,11 +89,12 @@ def measure(program: Program, chip: Chip, devices: np.ndarray, axes: Sequence[st
         total += times * work
         traffic += times * moved
         roofline += times * max(work / chip.flops, moved / chip.bandwidth)
-        spent = instruction.cycles
-        if instruction.op == "custom-call" and work and not spent:
-            spent = round(work / (KERNEL * chip.flops) * chip.clock)
-        if spent:
-            cycles[_part(instruction)] += times * spent
+        spent = spends(instruction, computation)
+        if work or not any(kind_of(inner) for inner in _all(program, instruction)):
+            if spent is None and instruction.op == "custom-call" and work:
+                unknown[f"cycles of a kernel: {instruction.source or instruction.name}"] += 1
+            waits = moved / (BANDWIDTH * chip.bandwidth) * chip.clock if spent is not None else 0
+            cycles[_part(instruction)] += times * round(max(spent or 0, waits))
     clock = sum(cycles.values())
     return Costs(
         flops=total,
@@ -97,6 +105,37 @@ def measure(program: Program, chip: Chip, devices: np.ndarray, axes: Sequence[st
         heaviest=tuple((part, count / clock) for part, count in cycles.most_common(12)),
         unknown=tuple(unknown),
     )
+
+
+def _spends(
+    program: Program, scheduled: Mapping[str, int]
+) -> Callable[[Instruction, Computation], int | None]:
+    """Returns the function from an instruction to its cycles; alike ones share their code."""
+
+    def code(instruction, computation):
+        taken = range(len(instruction.operands))
+        shapes = tuple(operand(computation, instruction, number) for number in taken)
+        inside = tuple((inner.op, inner.shapes) for inner, _ in program.inside(instruction))
+        return instruction.op, instruction.shapes, instruction.cycles, shapes, inside
+
+    alike = {
+        code(instruction, computation): scheduled[instruction.name]
+        for instruction, computation, _, _ in program.walk()
+        if instruction.name in scheduled
+    }
+
+    def spends(instruction, computation):
+        found = scheduled.get(instruction.name)
+        if found is None and alike and instruction.op not in FREE:
+            found = alike.get(code(instruction, computation))
+        return instruction.cycles if found is None else found
+
+    return spends
+
+
+def _all(program: Program, instruction: Instruction) -> Iterator[Instruction]:
+    yield instruction
+    yield from (inner for inner, _ in program.inside(instruction))
 
 
 # Operations.

@@ -21,6 +21,7 @@ from jaxar.api.loading import attached
 from jaxar.api.model import Autoencoder, Origin, sampler
 from jaxar.nn.module import params_of
 from jaxar.training.step import compile_step, training_of
+from launch import schedule
 from launch.chips import LaunchError, Topology
 
 
@@ -145,6 +146,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
 
 
 def _made(compiled: Callable[[], Any], **facts: Any) -> Made:
+    schedule.forget()
     began = time.monotonic()
     try:
         program, problem = compiled(), ""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch import cost, hlo
+from launch import cost, hlo, schedule
 from launch.chips import GIB, Chip, Topology
 from launch.programs import Made
 
@@ -80,7 +80,9 @@ def _memory(compiled: Any) -> Report:
 
 def _costs(made: Made, chip: Chip) -> Report:
     program = hlo.parse(made.compiled.as_text())
-    costs = cost.measure(program, chip, made.mesh.devices, made.mesh.axis_names)
+    costs = cost.measure(
+        program, chip, made.mesh.devices, made.mesh.axis_names, schedule.collect(chip.result)
+    )
     seconds = costs.cycles / chip.clock
     talking = sum(collective.seconds for collective in costs.collectives)
     operations = made.operations / made.mesh.size
