@@ -77,7 +77,7 @@ RULES: dict[str, Rule] = {
     "model.attention_dropout": _BELOW_ONE,
     "model.time_scale": _POSITIVE,
     "model.dtype": _choice("float32", "bfloat16"),
-    "model.remat": _choice("none", "projections", "blocks"),
+    "model.remat": _choice("none", "projections", "branches", "blocks"),
     "model.unroll": _whole(1),
     "loss": _PART,
     "loss.*_weight": _NOT_NEGATIVE,

@@ -238,30 +238,30 @@ def hbm_bytes(program: Program, instruction: Instruction, computation: Computati
     for number in range(len(instruction.operands)):
         shape = operand(computation, instruction, number)
         if shape.space == 0:
-            total += _read(inner, instruction, number, shape)
+            total += _read(program, instruction, number, shape)
     for number, shape in enumerate(instruction.shapes):
         if shape.space == 0:
             total += _written(inner, instruction, computation, number, shape)
     return total
 
 
-def _read(inner: Computation | None, instruction: Instruction, number: int, shape: Shape) -> float:
-    if inner is None:
-        if instruction.op in SLICES_OF and number == 0:
-            return float(instruction.shapes[0].bytes)
-        if instruction.op == "dynamic-update-slice" and number == 0:
-            return 0.0
-        return float(shape.bytes)
+def _read(program: Program, instruction: Instruction, number: int, shape: Shape) -> float:
+    """Returns bytes read of an operand: in a fusion, and in fusions within it, only its slices."""
+    whole = float(shape.bytes)
+    if instruction.op in SLICES_OF and number == 0:
+        return float(instruction.shapes[0].bytes)
+    if instruction.op == "dynamic-update-slice" and number == 0:
+        return 0.0
+    if instruction.op != "fusion":
+        return whole
+    inner = program.computations[instruction.called[0]]
     names = [i.name for i in inner.values() if i.op == "parameter" and i.operands == (str(number),)]
     if not names:
-        return float(shape.bytes)
+        return whole
     total = 0.0
-    for user in _users(inner, names[0]):
-        if user.op in SLICES_OF:
-            total += user.shapes[0].bytes
-        elif not (user.op == "dynamic-update-slice" and _is_first(inner, user, names[0])):
-            return float(shape.bytes)
-    return min(total, float(shape.bytes))
+    for user, place in _users(inner, names[0]):
+        total += _read(program, user, place, shape)
+    return min(total, whole)
 
 
 def _written(
@@ -285,21 +285,14 @@ def _written(
     return float(shape.bytes)
 
 
-def _users(inner: Computation, name: str) -> list[Instruction]:
-    """Returns what uses a value, behind bitcasts."""
-    users = []
+def _users(inner: Computation, name: str) -> Iterator[tuple[Instruction, int]]:
+    """Yields what uses a value, behind bitcasts, and as which operand."""
     for instruction in inner.values():
-        if name in instruction.operands:
-            seen = _users(inner, instruction.name) if instruction.op == "bitcast" else [instruction]
-            users += seen
-    return users
-
-
-def _is_first(inner: Computation, user: Instruction, name: str) -> bool:
-    first = inner[user.operands[0]]
-    while first.op == "bitcast":
-        first = inner[first.operands[0]]
-    return first.name == name
+        for place, operand_name in enumerate(instruction.operands):
+            if operand_name == name and instruction.op == "bitcast":
+                yield from _users(inner, instruction.name)
+            elif operand_name == name:
+                yield instruction, place
 
 
 def _part(instruction: Instruction) -> str:

@@ -12,7 +12,7 @@ from jaxar.axes import hold
 from jaxar.nn import kernel
 from jaxar.nn.dropout import dropout, key_words
 from jaxar.nn.layers import Initial, Linear, split_or_none, xavier_uniform
-from jaxar.nn.module import PROJECTED, Module, Param
+from jaxar.nn.module import RETURNED, Module, Param
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array, Float, Mask
 
@@ -55,7 +55,8 @@ def attend(
     rate = 0.0 if key is None else rate
     on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q, k)
     how = _by_kernel if on_tpu or way == "kernel" else _densely
-    return checkpoint_name(how(q, k, v, mask, rope, scale, rate, key), PROJECTED)
+    out = how(q, k, v, mask, rope, scale, rate, key)
+    return checkpoint_name(out.reshape(*q.shape[:2], -1), RETURNED).reshape(q.shape)
 
 
 def _densely(q, k, v, mask, rope, scale, rate, key):
@@ -154,7 +155,7 @@ class Attention(Module):
             seen_k = jnp.concatenate([cache[0], turned], 1)
             seen_v = jnp.concatenate([cache[1], v], 1)
             y = look(q, seen_k, seen_v)
-        return dropout(self.out(y), rate, outer), (turned, v)
+        return dropout(checkpoint_name(self.out(y), RETURNED), rate, outer), (turned, v)
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """Returns queries, keys and values, (b, n, k, e) each."""

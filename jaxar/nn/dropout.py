@@ -21,8 +21,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """
     if key is None or rate == 0:
         return x
-    keep = words(key, x.shape) >= threshold(rate)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(stays(words(key, x.shape), rate), x / (1 - rate), jnp.zeros_like(x))
 
 
 def drop_path(x: Array, rate: Array | None, key: Array | None) -> Array:
@@ -41,9 +40,12 @@ def words(key: Array, shape: tuple[int, ...]) -> Array:
     return hashed(_places(shape), *key_words(key))
 
 
-def threshold(rate: float) -> np.uint32:
-    """Returns the word below which a value falls away."""
-    return np.uint32(round(rate * 2**32))
+def stays(words: Array, rate: float) -> Array:
+    """Returns where a value does not fall away, given its random word.
+
+    Words are compared with their sign, which is random, too: TPUs have no other comparison.
+    """
+    return jax.lax.bitcast_convert_type(words, jnp.int32) >= np.int32(round(rate * 2**32) - 2**31)
 
 
 def key_words(key: Array) -> Array:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxar.nn.dropout import hashed, threshold
+from jaxar.nn.dropout import hashed, stays
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
@@ -216,8 +216,8 @@ def _weights(sizes: _Sizes, start: Any, q: Array, k: Array, bias: Array, head: i
     first = (example * jnp.uint32(sizes.heads) + row) * jnp.uint32(n * m)
     places = first + jax.lax.broadcasted_iota(jnp.uint32, (n, m), 0) * jnp.uint32(m)
     places += jax.lax.broadcasted_iota(jnp.uint32, (n, m), 1)
-    stays = hashed(places, start[0], start[1]) >= threshold(sizes.rate)
-    return weights, jnp.where(stays, 1 / (1 - sizes.rate), 0.0)
+    words = hashed(places, start[0], start[1])
+    return weights, jnp.where(stays(words, sizes.rate), 1 / (1 - sizes.rate), 0.0)
 
 
 def _product(a: Array, b: Array, over_a: int, over_b: int) -> Array:

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxar.axes import hold
 from jaxar.nn.dropout import dropout
-from jaxar.nn.module import PROJECTED, Module, Param
+from jaxar.nn.module import PROJECTED, RETURNED, Module, Param
 from jaxar.typing import Array, Float
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,15 +71,12 @@ class Linear(Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns (..., *outputs) for x of shape (..., *inputs)."""
-        kernel = self.kernel[...].astype(x.dtype)
-        y = jnp.tensordot(x, kernel, axes=len(self.inputs))
+        bias = None
         if any(self.biased):
-            bias = self.bias[...].astype(x.dtype)
+            bias = self.bias[...]
             if not all(self.biased):
-                whole = jnp.zeros(self.outputs, x.dtype)
-                bias = whole.at[np.flatnonzero(self.biased)].set(bias)
-            y = y + bias
-        return checkpoint_name(y, PROJECTED)
+                bias = jnp.zeros(self.outputs).at[np.flatnonzero(self.biased)].set(bias)
+        return self._affine(x, self.kernel[...], bias)
 
     def parts(self, x: Float[Array, "..."]) -> list[Array]:
         """Returns the output for each entry of the first output axis, each a product of its own.
@@ -89,11 +86,25 @@ class Linear(Module):
         axis, found = len(self.inputs), []
         for i in range(self.outputs[0]):
             kernel = jax.lax.index_in_dim(self.kernel[...], i, axis, keepdims=False)
-            y = jnp.tensordot(x, kernel.astype(x.dtype), axes=axis)
-            if self.biased[i]:
-                y = y + self.bias[sum(self.biased[:i])].astype(x.dtype)
-            found.append(checkpoint_name(y, PROJECTED))
+            bias = self.bias[sum(self.biased[:i])] if self.biased[i] else None
+            found.append(self._affine(x, kernel, bias))
         return found
+
+    def _affine(self, x: Array, kernel: Array, bias: Array | None) -> Array:
+        """Returns x kernel + bias as a product of matrices.
+
+        Of kernels with an axis of heads the compiler would make one product for each head, which
+        fills a TPU's unit of 128 x 128 by half if heads are 64 wide.
+        """
+        inner, outputs = len(self.inputs), kernel.shape[len(self.inputs) :]
+        kernel, flat = kernel.astype(x.dtype), math.prod(outputs)
+        if kernel.ndim > 2:
+            kernel = jax.lax.optimization_barrier(kernel.reshape(-1, flat))
+        rows = x.shape[: x.ndim - inner]
+        y = x.reshape(*rows, -1) @ kernel
+        if bias is not None:
+            y = y + bias.astype(x.dtype).reshape(flat)
+        return checkpoint_name(y, PROJECTED).reshape(*rows, *outputs)
 
 
 class Table(Module):
@@ -149,8 +160,34 @@ class LayerNorm(Module):
 
 
 def gelu(x: Array) -> Array:
-    """Returns x Phi(x), Phi the normal distribution function."""
-    return jax.nn.gelu(x, approximate=False)
+    """Returns x Phi(x), Phi the normal distribution function, computed in float32.
+
+    By erf as in PyTorch; in half precision Phi is within 2e-6 (see `_normal_cdf`), which rounding
+    hides. erf takes three times as many operations as that, erfc, of `jax.nn.gelu`, six times.
+    """
+    y = x.astype(jnp.float32)
+    if x.dtype == jnp.float32:
+        return 0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+    return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _normal_cdf(x: Array) -> Array:
+    """Returns Phi(x) = (1 + tanh(x p(x^2))) / 2, its derivative that of Phi itself.
+
+    The coefficients minimise the largest error of x Phi(x), 3.1e-6 over all x.
+    """
+    u = jnp.square(x)
+    p = 1.11910097e-6 * u - 3.05813193e-5
+    p = (p * u - 1.24860131e-4) * u + 3.64687888e-2
+    return 0.5 * (1 + jnp.tanh(x * (p * u + 0.797828136)))
+
+
+@_normal_cdf.defjvp
+def _normal_density(primals, tangents):
+    (x,), (slope,) = primals, tangents
+    density = math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(x))
+    return _normal_cdf(x), density * slope
 
 
 def gelu_tanh(x: Array) -> Array:
@@ -184,7 +221,7 @@ class MLP(Module):
         inner, outer = split_or_none(key, 2)
         hidden = hold(self.activation(self.up(x)), ..., "mlp")
         hidden = dropout(hidden, rate, inner)
-        return dropout(self.down(hidden), rate, outer)
+        return dropout(checkpoint_name(self.down(hidden), RETURNED), rate, outer)
 
 
 class GatedMLP(Module):
@@ -207,7 +244,8 @@ class GatedMLP(Module):
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
         hidden = hold(gelu(self.gate(x)) * self.up(x), ..., "mlp")
-        return dropout(self.down(dropout(hidden, rate, inner)), rate, outer)
+        y = self.down(dropout(hidden, rate, inner))
+        return dropout(checkpoint_name(y, RETURNED), rate, outer)
 
 
 class TimeEmbedding(Module):

@@ -18,12 +18,14 @@ Module = nnx.Module
 Param = nnx.Param
 M = TypeVar("M", bound=nnx.Module)
 
-PROJECTED = "projected"
-"""Name of what comes out of matrix products and attention; see `REMAT`."""
+PROJECTED, RETURNED = "projected", "returned"
+"""Names of what comes out of matrix products, and of what attention and whole branches return; see
+`REMAT`."""
 
 REMAT: dict[str, Callable[..., Any]] = {
     "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
-    "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED),
+    "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED, RETURNED),
+    "branches": jax.checkpoint_policies.save_only_these_names(RETURNED),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
 """What layers keep for the backward pass, from the most to the least; the rest is computed anew.
@@ -31,6 +33,8 @@ REMAT: dict[str, Callable[..., Any]] = {
     none          everything
     projections   what comes out of matrix products and attention: only norms, modulation,
                   activations, rotations and dropout are computed again
+    branches      what attention gave and what each branch adds, all of the width of the tokens:
+                  the products that lead there are computed again, attention is not
     blocks        nothing but what goes from layer to layer
 """
 

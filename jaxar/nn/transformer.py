@@ -43,7 +43,8 @@ class Compute:
       dtype: "float32", or "bfloat16" for the matrix products inside blocks, keys and values;
         parameters, norms, the sum over layers and what stands around the blocks are float32.
       remat: What layers keep for the backward pass: "none" computes nothing anew, "projections"
-        all but matrix products and attention, "blocks" all; see `module.REMAT`.
+        all but matrix products and attention, "branches" all but attention and what is added to
+        the tokens, "blocks" all; see `module.REMAT`.
       unroll: Layers in one turn of the loop over layers; more compile longer.
       attention: How attention is computed, see `attention.ATTENTION`.
     """
