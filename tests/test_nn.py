@@ -421,7 +421,7 @@ def test_products_are_computed_again_only_where_whole_blocks_are():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(remat="all"), "remat must be one of none, projections, blocks, not 'all'"),
+        (dict(remat="all"), "remat must be one of none, projections, branches, blocks, not 'all'"),
         (dict(dtype="float16"), "dtype must be one of float32, bfloat16"),
         (dict(attention="flash"), "attention must be one of auto, dense, kernel"),
         (dict(unroll=0), "unroll must be at least 1 layer, not 0"),

@@ -74,6 +74,7 @@ def _by_kernel(q, k, v, mask, rope, scale, rate, key):
     words = key_words(key) if rate else jnp.zeros(2, jnp.uint32)
     attend = functools.partial(
         kernel.attend_in_kernel,
+        bands=kernel.bands(mask, *shape),
         all_heads=q.shape[2],
         scale=scale,
         rate=rate,

@@ -1,16 +1,20 @@
 """Attention as one kernel of TPUs: weights never leave the chip's vector memory.
 
 Rows of all keys fit there at the lengths of this project, so that the softmax is the plain one and
-the backward pass computes the weights anew:
+the backward pass computes the weights anew. With e = exp(scale q k' + bias - max), 0 where a query
+does not see a key, r = 1 / sum(e), c = 1 / (1 - rate) and "keep" for what dropout leaves,
 
-    w = softmax(scale q k' + bias),  u = keep / (1 - rate) w,  o = u v                          (1)
-    dv = u' do,  dw = keep / (1 - rate) do v',  ds = scale w (dw - sum(w dw))                   (2)
-    dq = ds k,  dk = ds' q                                                                      (3)
+    o = c r (keep e) v                                                                           (1)
+    dv = (keep e)' g,  p = e keep (g v'),  ds = p - r e sum(p),  where g = c r do                (2)
+    dq = scale ds k,  dk = scale ds' q                                                           (3)
 
+Factors of a row are taken to the narrow side of each product, which has fewer numbers than e.
 Queries and keys are turned by their rotary positions on the way in, and dq, dk back.
 
-Heads lie side by side in the last axis, as the projections give them, and a program takes as many
-as fill whole vectors. Weights fall away by the words of `dropout`, at the places of (b, k, n, m).
+Rows that see no key behind some column are computed up to it: of a causal mask about half is left
+out. Heads lie side by side in the last axis, as the projections give them, and a program takes as
+many as fill whole vectors. Weights fall away by the words of `dropout`, at the places of
+(b, k, n, m).
 """
 
 import dataclasses
@@ -29,7 +33,7 @@ from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
 LANES = 128
-LEAST, MOST = 8, 2**19
+ROWS, MOST = 8, 2**19
 """Tokens that fill a vector; logits of a head that fit into vector memory with what is made of
 them."""
 
@@ -37,16 +41,41 @@ them."""
 def fits(q: Array, k: Array) -> bool:
     """Returns whether the kernel serves queries (b, n, k, e) and keys (b, m, k, e)."""
     n, m = q.shape[1], k.shape[1]
-    return min(n, m) >= LEAST and n * m <= MOST
+    return min(n, m) >= ROWS and n * m <= MOST
+
+
+def bands(mask: Any, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns queries (first, end) with the number of keys up to the last that one of them sees.
+
+    Edges are those of whole vectors. A mask that is known only when the program runs gives one
+    band.
+    """
+    if not isinstance(mask, np.ndarray):
+        return ((0, n, m),)
+    seen = np.broadcast_to(mask, (n, m))
+    found: list[tuple[int, int, int]] = []
+    for first in range(0, n, LANES):
+        end = min(first + LANES, n)
+        last = int(np.flatnonzero(seen[first:end].any(0)).max(initial=0))
+        keys = min(m, -(-(last + 1) // LANES) * LANES)
+        if found and found[-1][2] == keys:
+            first = found.pop()[0]
+        found.append((first, end, keys))
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What is fixed when the kernel is compiled; `together` heads are in one program."""
+    """What is fixed when the kernel is compiled; `together` heads are in one program.
+
+    `tokens` are those of queries and keys, `bands` are (first row, end, columns that these see).
+    """
 
     heads: int
     together: int
     width: int
+    tokens: tuple[int, int]
+    bands: tuple[tuple[int, int, int], ...]
     rotary: bool
     scale: float
     rate: float
@@ -61,6 +90,7 @@ def attend_in_kernel(
     rope: Array | None,
     start: Array,
     *,
+    bands: tuple[tuple[int, int, int], ...],
     all_heads: int,
     scale: float,
     rate: float,
@@ -76,6 +106,7 @@ def attend_in_kernel(
       rope: Rotary table (2, n, e) of the tokens of both queries and keys, or None.
       start: (4,) uint32: the two words of the key of dropout, and the first example and head of
         these among all examples and heads.
+      bands: Rows and the columns they may see, see `bands`.
       all_heads: Heads on all devices.
       scale: Of the logits.
       rate: Dropout of the weights.
@@ -87,7 +118,9 @@ def attend_in_kernel(
     if rope is not None and together * width % LANES:
         # Neighbours are found by rolling whole vectors, which these are not.
         q, k, rope = rotate(q, rope), rotate(k, rope), None
-    sizes = _Sizes(all_heads, together, width, rope is not None, scale, rate, interpret)
+    rotary = rope is not None
+    tokens = q.shape[1], k.shape[1]
+    sizes = _Sizes(all_heads, together, width, tokens, bands, rotary, scale, rate, interpret)
     tables = [bias]
     if rope is not None:
         signs = np.tile(np.array([-1, 1], np.float32), width // 2)
@@ -107,7 +140,8 @@ def _keep(sizes, q, k, v, tables, start):
 
 
 def _give_back(sizes, kept, gradient):
-    q, k, v, tables, start = kept
+    q, k, v, (bias, *rest), start = kept
+    tables = (bias.T, *rest)
     found = _call(_backward, sizes, (q, k, v, gradient), tables, start, (q, k, v))
     return (*found, None, None)
 
@@ -124,7 +158,7 @@ def _call(
     outputs: tuple[Array, ...],
 ) -> Any:
     """Returns what a body gives, run for each example and group of heads."""
-    (batch, _, lanes), (n, m) = inputs[0].shape, tables[0].shape
+    batch, _, lanes = inputs[0].shape
     part = sizes.together * sizes.width
 
     def block(x):
@@ -134,6 +168,7 @@ def _call(
         return pl.BlockSpec(x.shape, lambda b, g, start: (0, 0))
 
     products = 2 if body is _forward else 5
+    logits = sum((end - first) * seen for first, end, seen in sizes.bands)
     found = pl.pallas_call(
         functools.partial(body, sizes),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
@@ -147,8 +182,8 @@ def _call(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=2**26
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * products * batch * n * m * lanes,
-            transcendentals=batch * n * m * lanes // sizes.width,
+            flops=2 * products * batch * logits * lanes,
+            transcendentals=batch * logits * lanes // sizes.width,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
         ),
         interpret=sizes.interpret,
@@ -162,29 +197,55 @@ def _forward(sizes, start, q, k, v, *rest):
     q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
     parts = []
     for head, one in _heads(sizes):
-        weights, kept = _weights(sizes, start, q[:, one], k[:, one], tables[0][...], head)
-        used = (weights * kept).astype(v.dtype)
-        parts.append(_product(used, v[:, one], 1, 0))
+        rows = []
+        for first, end, seen in sizes.bands:
+            logits = _product(q[first:end, one], k[:seen, one], 1, 1)
+            powers, share = _powers(sizes, logits, tables[0][first:end, :seen], 1)
+            kept = _kept(sizes, start, head, first, 1, powers).astype(v.dtype)
+            rows.append(share * _product(kept, v[:seen, one], 1, 0))
+        parts.append(jnp.concatenate(rows, 0))
     out[...] = jnp.concatenate(parts, 1).astype(out.dtype)
 
 
 def _backward(sizes, start, q, k, v, given, *rest):
+    """Computes (2) and (3) with a column for each query, so that only narrow arrays are turned."""
     tables, outputs = rest[:-3], rest[-3:]
     q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
-    given, found = given[...], ([], [], [])
+    queries, keys, slopes, found = q.T, k.T, given[...].T, ([], [], [])
     for head, one in _heads(sizes):
-        weights, kept = _weights(sizes, start, q[:, one], k[:, one], tables[0][...], head)
-        used = (weights * kept).astype(v.dtype)
-        slope = weights * _product(given[:, one], v[:, one], 1, 1) * kept
-        slope = slope - weights * jnp.sum(slope, -1, keepdims=True)
-        slope = (slope * sizes.scale).astype(q.dtype)
-        found[0].append(_product(slope, k[:, one], 1, 0))
-        found[1].append(_product(slope, q[:, one], 0, 0))
-        found[2].append(_product(used, given[:, one], 0, 0))
-    for out, parts, rotary in zip(outputs, found, (True, True, False), strict=True):
-        value = jnp.concatenate(parts, 1)
-        value = _turned(sizes, value, tables, -1) if rotary else value
-        out[...] = value.astype(out.dtype)
+        columns, of_keys, of_values = [], 0.0, 0.0
+        for first, end, seen in sizes.bands:
+            query, slope = queries[one, first:end], slopes[one, first:end]
+            logits = _product(k[:seen, one], query, 1, 0)
+            powers, share = _powers(sizes, logits, tables[0][:seen, first:end], 0)
+            slope = (slope * share).astype(slope.dtype)
+            upon = _product(v[:seen, one], slope, 1, 0)
+            kept, upon = _kept(sizes, start, head, first, 0, powers, upon * powers)
+            part = jnp.sum(upon, 0, keepdims=True) * (share * (1 - sizes.rate))
+            upon = (upon - powers * part).astype(q.dtype)
+            columns.append(_product(keys[one, :seen], upon, 1, 0))
+            of_keys = _added(of_keys, _product(upon, query, 1, 1), len(k))
+            of_values = _added(of_values, _product(kept.astype(v.dtype), slope, 1, 1), len(k))
+        for parts, part in zip(found, (columns, of_keys, of_values), strict=True):
+            parts.append(jnp.concatenate(part, 1) if isinstance(part, list) else part)
+    of_queries = jnp.concatenate(found[0], 0).T
+    of_keys, of_values = (jnp.concatenate(parts, 1) for parts in found[1:])
+    gradients = (
+        _turned(sizes, sizes.scale * of_queries, tables, -1),
+        _turned(sizes, sizes.scale * of_keys, tables, -1),
+        of_values,
+    )
+    for out, gradient in zip(outputs, gradients, strict=True):
+        out[...] = gradient.astype(out.dtype)
+
+
+def _added(total: Any, part: Array, rows: int) -> Array:
+    """Returns the sum of an array of all rows, or 0, and one of the first rows."""
+    if len(part) == rows:
+        return total + part
+    if isinstance(total, float):
+        return jnp.concatenate([part, jnp.zeros((rows - len(part), part.shape[1]))], 0)
+    return jnp.concatenate([total[: len(part)] + part, total[len(part) :]], 0)
 
 
 def _heads(sizes: _Sizes) -> list[tuple[int, slice]]:
@@ -203,21 +264,30 @@ def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
     return (y * tables[1][...] + way * neighbour * tables[2][...]).astype(x.dtype)
 
 
-def _weights(sizes: _Sizes, start: Any, q: Array, k: Array, bias: Array, head: int):
-    """Returns the softmax of the logits, and keep / (1 - rate): 1 where nothing falls away."""
-    logits = _product(q, k, 1, 1) * sizes.scale + bias
-    powers = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
-    weights = powers * (1 / jnp.sum(powers, -1, keepdims=True))
-    if not sizes.rate:
-        return weights, 1.0
-    example = start[2] + jnp.uint32(pl.program_id(0))
-    row = start[3] + jnp.uint32(pl.program_id(1) * sizes.together + head)
-    n, m = logits.shape
-    first = (example * jnp.uint32(sizes.heads) + row) * jnp.uint32(n * m)
-    places = first + jax.lax.broadcasted_iota(jnp.uint32, (n, m), 0) * jnp.uint32(m)
-    places += jax.lax.broadcasted_iota(jnp.uint32, (n, m), 1)
-    words = hashed(places, start[0], start[1])
-    return weights, jnp.where(stays(words, sizes.rate), 1 / (1 - sizes.rate), 0.0)
+def _powers(sizes: _Sizes, logits: Array, bias: Array, keys: int) -> tuple[Array, Array]:
+    """Returns e, and c r for each query; axis `keys` are the keys."""
+    logits = logits * (sizes.scale * math.log2(math.e)) + bias
+    powers = jnp.exp2(logits - jnp.max(logits, keys, keepdims=True))
+    total = (1 - sizes.rate) * jnp.sum(powers, keys, keepdims=True)
+    share = pl.reciprocal(total, approx=True)
+    for _ in range(2):  # Newton's steps cost less than what an exact reciprocal looks out for
+        share = share * (2 - total * share)
+    return powers, share
+
+
+def _kept(sizes: _Sizes, start: Any, head: int, first: int, keys: int, *values: Array) -> Any:
+    """Returns values, 0 where a weight falls away; the first query is one of a band."""
+    if sizes.rate:
+        n, m = sizes.tokens
+        example = start[2] + jnp.uint32(pl.program_id(0))
+        row = start[3] + jnp.uint32(pl.program_id(1) * sizes.together + head)
+        place = (example * jnp.uint32(sizes.heads) + row) * jnp.uint32(n * m)
+        shape = values[0].shape
+        places = place + jnp.uint32(first * m) + jax.lax.broadcasted_iota(jnp.uint32, shape, keys)
+        places += jax.lax.broadcasted_iota(jnp.uint32, shape, 1 - keys) * jnp.uint32(m)
+        keep = stays(hashed(places, start[0], start[1]), sizes.rate)
+        values = tuple(jnp.where(keep, value, 0.0) for value in values)
+    return values[0] if len(values) == 1 else values
 
 
 def _product(a: Array, b: Array, over_a: int, over_b: int) -> Array:

@@ -99,9 +99,10 @@ class Linear(Module):
         inner, outputs = len(self.inputs), kernel.shape[len(self.inputs) :]
         kernel, flat = kernel.astype(x.dtype), math.prod(outputs)
         if kernel.ndim > 2:
-            kernel = jax.lax.optimization_barrier(kernel.reshape(-1, flat))
+            kernel = kernel.reshape(math.prod(self.inputs), flat)
+            kernel = jax.lax.optimization_barrier(kernel)
         rows = x.shape[: x.ndim - inner]
-        y = x.reshape(*rows, -1) @ kernel
+        y = x.reshape(*rows, math.prod(self.inputs)) @ kernel
         if bias is not None:
             y = y + bias.astype(x.dtype).reshape(flat)
         return checkpoint_name(y, PROJECTED).reshape(*rows, *outputs)
