@@ -190,10 +190,23 @@ def test_what_falls_away_is_independent_of_neighbours_and_of_other_keys():
             assert abs(together) < 4.5 / math.sqrt(40 * (n - step)), step
 
 
-def test_random_words_number_the_places_in_row_major_order():
-    flat = words(key(3), (24,))
+def test_random_words_number_the_rows_in_row_major_order():
+    flat = words(key(3), (6, 4))
     np.testing.assert_array_equal(words(key(3), (2, 3, 4)), flat.reshape(2, 3, 4))
-    assert len(set(flat.tolist())) == 24 and flat.dtype == jnp.uint32
+    assert len(set(flat.ravel().tolist())) == 24 and flat.dtype == jnp.uint32
+
+
+def test_dropped_values_of_rows_and_of_columns_are_independent():
+    """Also at the corners of rectangles, whose words are made of the same four words."""
+    drawn = np.asarray(words(key(5), (1024, 16384))).view(np.int32)
+    d = (drawn < round(0.1 * 2**32) - 2**31) - 0.1
+    d = (d / 0.3).astype(np.float32)
+    for x in (d, d.T[:1024]):
+        n, m = x.shape
+        products = x @ x.T
+        np.fill_diagonal(products, 0)
+        squares = (products**2).sum() / (n * (n - 1) * m)
+        assert abs(squares - 1) < 5 * np.sqrt(4 / n**2) + 5 / np.sqrt(m * n)
 
 
 # Rotary positions.

@@ -1,7 +1,8 @@
 """Dropout of values and of residual branches, by random words that cost little.
 
 Threefry takes about a hundred operations for each value, which shows in the time of a step.
-Dropout needs less: the word of a place is a hash of the place and of the key, a dozen operations.
+Dropout needs less: rows and columns of an array get words of their own, each a hash of its number
+and of the key, and the word of a place mixes those of its row and its column in eight operations.
 It is the same on every device and however an array is shared out, and needs no communication.
 """
 
@@ -36,8 +37,15 @@ def drop_path(x: Array, rate: Array | None, key: Array | None) -> Array:
 
 
 def words(key: Array, shape: tuple[int, ...]) -> Array:
-    """Returns 32 random bits for each place of an array, uint32; places beyond 2^32 repeat."""
-    return hashed(_places(shape), *key_words(key))
+    """Returns 32 random bits for each place of an array, uint32; rows beyond 2^32 repeat."""
+    first, second = key_words(key)
+    *rows, columns = shape
+    number = jnp.zeros((*rows, 1), jnp.uint32)
+    for axis in range(len(rows)):
+        stride = math.prod(rows[axis + 1 :]) % 2**32
+        number += jax.lax.broadcasted_iota(jnp.uint32, number.shape, axis) * np.uint32(stride)
+    of_columns = column_words(jnp.arange(columns, dtype=jnp.uint32), first, second)
+    return mixed(row_words(number, first, second), of_columns)
 
 
 def stays(words: Array, rate: float) -> Array:
@@ -53,23 +61,28 @@ def key_words(key: Array) -> Array:
     return jax.random.key_data(key).reshape(-1)[-2:]
 
 
-def hashed(places: Array, first: Array, second: Array) -> Array:
-    """Returns random bits for each place, uint32, given two words of a key.
+def row_words(numbers: Array, first: Array, second: Array) -> Array:
+    """Returns random bits for rows, numbered in row-major order, given two words of a key."""
+    return _hashed(_hashed(numbers ^ first) + second)
 
-    One word of the key enters before and one between the rounds of the hash. Source: the constants
-    are those of lowbias32, Chris Wellons, "Prospecting for Hash Functions", 2018.
+
+def column_words(numbers: Array, first: Array, second: Array) -> Array:
+    """Returns random bits for columns, given two words of a key."""
+    return _hashed(_hashed(numbers + second) ^ first)
+
+
+def mixed(row: Array, column: Array) -> Array:
+    """Returns random bits for places, of which the upper ones are the best.
+
+    Fewer operations leave correlations between rows (`tests/test_nn.py` looks for them).
     """
-    x = places ^ first
+    return _hashed(row + column)
+
+
+def _hashed(x: Array) -> Array:
+    """Returns lowbias32 without its last shift.
+
+    Source: Chris Wellons, "Prospecting for Hash Functions", 2018.
+    """
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) + second
-    x = (x ^ (x >> 16)) * np.uint32(0x846CA68B)
     return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-
-
-def _places(shape: tuple[int, ...]) -> Array:
-    """Returns the number of each place in row-major order, modulo 2^32."""
-    places = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
-    return places

@@ -1,20 +1,22 @@
 """Attention as one kernel of TPUs: weights never leave the chip's vector memory.
 
-Rows of all keys fit there at the lengths of this project, so that the softmax is the plain one and
-the backward pass computes the weights anew. With e = exp(scale q k' + bias - max), 0 where a query
-does not see a key, r = 1 / sum(e), c = 1 / (1 - rate) and "keep" for what dropout leaves,
+Weights of all keys fit there at the lengths of this project, so that the softmax is the plain one
+and the backward pass computes the weights anew. With a row for each key and a column for each
+query, e = exp(scale k q' + bias - max), 0 where a query does not see a key, r = 1 / sum(e) over
+keys, c = 1 / (1 - rate) and "keep" for what dropout leaves,
 
-    o = c r (keep e) v                                                                           (1)
-    dv = (keep e)' g,  p = e keep (g v'),  ds = p - r e sum(p),  where g = c r do                (2)
-    dq = scale ds k,  dk = scale ds' q                                                           (3)
+    o' = c r v' (keep e)                                                                         (1)
+    dv = (keep e) g,  p = e keep (v g'),  ds = p - r e sum(p),  where g = c r do                 (2)
+    dq' = scale k' ds,  dk = scale ds q                                                          (3)
 
-Factors of a row are taken to the narrow side of each product, which has fewer numbers than e.
-Queries and keys are turned by their rotary positions on the way in, and dq, dk back.
+Sums over keys then run over whole vectors, not within them, where TPUs are slow, and of all
+products only narrow arrays (v, o, k, do, dq) have to be transposed. Factors of a query are taken to
+the narrow side of each product, too. Queries and keys are turned by their rotary positions on the
+way in, and dq, dk back.
 
-Rows that see no key behind some column are computed up to it: of a causal mask about half is left
+Queries that see no key behind some row are computed up to it: of a causal mask about half is left
 out. Heads lie side by side in the last axis, as the projections give them, and a program takes as
-many as fill whole vectors. Weights fall away by the words of `dropout`, at the places of
-(b, k, n, m).
+many as fill whole vectors. Weights fall away by the words of `dropout`.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxar.nn.dropout import hashed, stays
+from jaxar.nn.dropout import column_words, mixed, row_words, stays
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
@@ -68,13 +70,13 @@ def bands(mask: Any, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
 class _Sizes:
     """What is fixed when the kernel is compiled; `together` heads are in one program.
 
-    `tokens` are those of queries and keys, `bands` are (first row, end, columns that these see).
+    `bands` are (first query, end, keys that these see), see `bands`.
     """
 
     heads: int
     together: int
     width: int
-    tokens: tuple[int, int]
+    queries: int
     bands: tuple[tuple[int, int, int], ...]
     rotary: bool
     scale: float
@@ -116,15 +118,15 @@ def attend_in_kernel(
     together = LANES // math.gcd(LANES, width)
     together = together if heads % together == 0 else heads
     if rope is not None and together * width % LANES:
-        # Neighbours are found by rolling whole vectors, which these are not.
+        # Neighbours change places in whole vectors, which these are not.
         q, k, rope = rotate(q, rope), rotate(k, rope), None
     rotary = rope is not None
-    tokens = q.shape[1], k.shape[1]
-    sizes = _Sizes(all_heads, together, width, tokens, bands, rotary, scale, rate, interpret)
-    tables = [bias]
+    sizes = _Sizes(all_heads, together, width, q.shape[1], bands, rotary, scale, rate, interpret)
+    tables = [bias.T]
     if rope is not None:
         signs = np.tile(np.array([-1, 1], np.float32), width // 2)
         tables += [jnp.tile(table, together) for table in (rope[0], rope[1] * signs)]
+        tables.append(jnp.eye(together * width, dtype=q.dtype)[np.arange(together * width) ^ 1])
     flat = (x.reshape(*x.shape[:2], heads * width) for x in (q, k, v))
     out: Any = _attend(sizes, *flat, tuple(tables), start)
     return out.reshape(q.shape)
@@ -140,8 +142,7 @@ def _keep(sizes, q, k, v, tables, start):
 
 
 def _give_back(sizes, kept, gradient):
-    q, k, v, (bias, *rest), start = kept
-    tables = (bias.T, *rest)
+    q, k, v, tables, start = kept
     found = _call(_backward, sizes, (q, k, v, gradient), tables, start, (q, k, v))
     return (*found, None, None)
 
@@ -194,42 +195,40 @@ def _call(
 
 def _forward(sizes, start, q, k, v, *rest):
     tables, out = rest[:-1], rest[-1]
-    q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
-    parts = []
+    q, k, values = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...].T
+    heads = []
     for head, one in _heads(sizes):
-        rows = []
+        columns = []
         for first, end, seen in sizes.bands:
-            logits = _product(q[first:end, one], k[:seen, one], 1, 1)
-            powers, share = _powers(sizes, logits, tables[0][first:end, :seen], 1)
-            kept = _kept(sizes, start, head, first, 1, powers).astype(v.dtype)
-            rows.append(share * _product(kept, v[:seen, one], 1, 0))
-        parts.append(jnp.concatenate(rows, 0))
-    out[...] = jnp.concatenate(parts, 1).astype(out.dtype)
+            logits = _product(k[:seen, one], q[first:end, one], 1, 1)
+            powers, share = _powers(sizes, logits, tables[0][:seen, first:end])
+            kept = _kept(sizes, start, head, first, powers).astype(values.dtype)
+            columns.append(share * _product(values[one, :seen], kept, 1, 0))
+        heads.append(jnp.concatenate(columns, 1))
+    out[...] = jnp.concatenate(heads, 0).astype(out.dtype).T
 
 
 def _backward(sizes, start, q, k, v, given, *rest):
-    """Computes (2) and (3) with a column for each query, so that only narrow arrays are turned."""
     tables, outputs = rest[:-3], rest[-3:]
     q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
-    queries, keys, slopes, found = q.T, k.T, given[...].T, ([], [], [])
+    keys, slopes, found = k.T, given[...].T, ([], [], [])
     for head, one in _heads(sizes):
         columns, of_keys, of_values = [], 0.0, 0.0
         for first, end, seen in sizes.bands:
-            query, slope = queries[one, first:end], slopes[one, first:end]
-            logits = _product(k[:seen, one], query, 1, 0)
-            powers, share = _powers(sizes, logits, tables[0][:seen, first:end], 0)
-            slope = (slope * share).astype(slope.dtype)
+            logits = _product(k[:seen, one], q[first:end, one], 1, 1)
+            powers, share = _powers(sizes, logits, tables[0][:seen, first:end])
+            slope = (slopes[one, first:end] * share).astype(slopes.dtype)
             upon = _product(v[:seen, one], slope, 1, 0)
-            kept, upon = _kept(sizes, start, head, first, 0, powers, upon * powers)
+            kept, upon = _kept(sizes, start, head, first, powers, upon * powers)
             part = jnp.sum(upon, 0, keepdims=True) * (share * (1 - sizes.rate))
             upon = (upon - powers * part).astype(q.dtype)
             columns.append(_product(keys[one, :seen], upon, 1, 0))
-            of_keys = _added(of_keys, _product(upon, query, 1, 1), len(k))
+            of_keys = _added(of_keys, _product(upon, q[first:end, one], 1, 0), len(k))
             of_values = _added(of_values, _product(kept.astype(v.dtype), slope, 1, 1), len(k))
-        for parts, part in zip(found, (columns, of_keys, of_values), strict=True):
-            parts.append(jnp.concatenate(part, 1) if isinstance(part, list) else part)
+        for heads, part in zip(found, (columns, of_keys, of_values), strict=True):
+            heads.append(jnp.concatenate(part, 1) if isinstance(part, list) else part)
     of_queries = jnp.concatenate(found[0], 0).T
-    of_keys, of_values = (jnp.concatenate(parts, 1) for parts in found[1:])
+    of_keys, of_values = (jnp.concatenate(heads, 1) for heads in found[1:])
     gradients = (
         _turned(sizes, sizes.scale * of_queries, tables, -1),
         _turned(sizes, sizes.scale * of_keys, tables, -1),
@@ -255,38 +254,44 @@ def _heads(sizes: _Sizes) -> list[tuple[int, slice]]:
 
 
 def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
-    """Returns queries or keys turned by their positions, as `rope.rotate`; back for way -1."""
+    """Returns queries or keys turned by their positions, as `rope.rotate`; back for way -1.
+
+    Neighbours change places by a product with a permutation: within a vector, TPUs do little at a
+    time, and the matrix unit is idle here. It is exact for bfloat16; of float32 that is to be
+    rounded to bfloat16 the upper 16 bits are kept.
+    """
     if not sizes.rotary:
         return x
-    y, lanes = x.astype(jnp.float32), x.shape[1]
-    even = jax.lax.broadcasted_iota(jnp.int32, y.shape, 1) % 2 == 0
-    neighbour = jnp.where(even, pltpu.roll(y, lanes - 1, 1), pltpu.roll(y, 1, 1))
+    swap = tables[3][...]
+    if x.dtype == swap.dtype:
+        neighbour = _product(x, swap, 1, 0)
+    else:
+        upper = x.astype(swap.dtype)
+        lower = (x - upper.astype(x.dtype)).astype(swap.dtype)
+        neighbour = _product(upper, swap, 1, 0) + _product(lower, swap, 1, 0)
+    y = x.astype(jnp.float32)
     return (y * tables[1][...] + way * neighbour * tables[2][...]).astype(x.dtype)
 
 
-def _powers(sizes: _Sizes, logits: Array, bias: Array, keys: int) -> tuple[Array, Array]:
-    """Returns e, and c r for each query; axis `keys` are the keys."""
+def _powers(sizes: _Sizes, logits: Array, bias: Array) -> tuple[Array, Array]:
+    """Returns e, and c r for each query."""
     logits = logits * (sizes.scale * math.log2(math.e)) + bias
-    powers = jnp.exp2(logits - jnp.max(logits, keys, keepdims=True))
-    total = (1 - sizes.rate) * jnp.sum(powers, keys, keepdims=True)
-    share = pl.reciprocal(total, approx=True)
-    for _ in range(2):  # Newton's steps cost less than what an exact reciprocal looks out for
-        share = share * (2 - total * share)
-    return powers, share
+    powers = jnp.exp2(logits - jnp.max(logits, 0, keepdims=True))
+    return powers, 1 / ((1 - sizes.rate) * jnp.sum(powers, 0, keepdims=True))
 
 
-def _kept(sizes: _Sizes, start: Any, head: int, first: int, keys: int, *values: Array) -> Any:
-    """Returns values, 0 where a weight falls away; the first query is one of a band."""
+def _kept(sizes: _Sizes, start: Any, head: int, first: int, *values: Array) -> Any:
+    """Returns values of keys and queries, from the first one on, 0 where a weight falls away."""
     if sizes.rate:
-        n, m = sizes.tokens
+        keys, queries = values[0].shape
         example = start[2] + jnp.uint32(pl.program_id(0))
-        row = start[3] + jnp.uint32(pl.program_id(1) * sizes.together + head)
-        place = (example * jnp.uint32(sizes.heads) + row) * jnp.uint32(n * m)
-        shape = values[0].shape
-        places = place + jnp.uint32(first * m) + jax.lax.broadcasted_iota(jnp.uint32, shape, keys)
-        places += jax.lax.broadcasted_iota(jnp.uint32, shape, 1 - keys) * jnp.uint32(m)
-        keep = stays(hashed(places, start[0], start[1]), sizes.rate)
-        values = tuple(jnp.where(keep, value, 0.0) for value in values)
+        all_heads = example * jnp.uint32(sizes.heads) + start[3]
+        row = all_heads + jnp.uint32(pl.program_id(1) * sizes.together + head)
+        row = row * jnp.uint32(sizes.queries) + jnp.uint32(first)
+        row += jax.lax.broadcasted_iota(jnp.uint32, (1, queries), 1)
+        column = jax.lax.broadcasted_iota(jnp.uint32, (keys, 1), 0)
+        words = mixed(row_words(row, start[0], start[1]), column_words(column, start[0], start[1]))
+        values = tuple(jnp.where(stays(words, sizes.rate), value, 0.0) for value in values)
     return values[0] if len(values) == 1 else values
 
 

@@ -245,8 +245,17 @@ class GatedMLP(Module):
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
         hidden = hold(gelu(self.gate(x)) * self.up(x), ..., "mlp")
-        y = self.down(dropout(hidden, rate, inner))
+        y = self.down(settled(dropout(hidden, rate, inner)))
         return dropout(checkpoint_name(y, RETURNED), rate, outer)
+
+
+@jax.custom_vjp
+def settled(x: Array) -> Array:
+    """Returns x, made once: no product that takes it computes it anew. Gradients pass."""
+    return jax.lax.optimization_barrier(x)
+
+
+settled.defvjp(lambda x: (jax.lax.optimization_barrier(x), None), lambda _, slope: (slope,))
 
 
 class TimeEmbedding(Module):
