@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
         dropout=0.1,
         attention_dropout=0.1,
         dtype="bfloat16",
-        remat="blocks",
+        remat="branches",
         unroll=1,
         attention="auto",
     )
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
         steps=1000,
         repeats=4,
         dtype="bfloat16",
-        remat="blocks",
+        remat="branches",
     )
 
     config.optimizer = ConfigDict(

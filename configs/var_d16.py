@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
         attention_dropout=0.0,
         drop_path=0.1 * DEPTH / 24,
         dtype="bfloat16",
-        remat="blocks",
+        remat="branches",
         unroll=1,
         attention="auto",
     )

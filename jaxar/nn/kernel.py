@@ -126,7 +126,7 @@ def attend_in_kernel(
     if rope is not None:
         signs = np.tile(np.array([-1, 1], np.float32), width // 2)
         tables += [jnp.tile(table, together) for table in (rope[0], rope[1] * signs)]
-        tables.append(jnp.eye(together * width, dtype=q.dtype)[np.arange(together * width) ^ 1])
+        tables.append(jnp.eye(LANES, dtype=q.dtype)[np.arange(LANES) ^ 1])
     flat = (x.reshape(*x.shape[:2], heads * width) for x in (q, k, v))
     out: Any = _attend(sizes, *flat, tuple(tables), start)
     return out.reshape(q.shape)
@@ -266,15 +266,16 @@ def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
     """
     if not sizes.rotary:
         return x
-    cosines, sines, swap = (table[...] for table in tables[1:4])
-    parts = []
-    for first in range(0, x.shape[1], swap.shape[0]):
-        part = x[:, first : first + swap.shape[0]]
+    swap, parts = tables[3][...], []
+    for first in range(0, x.shape[1], LANES):
+        part = x[:, first : first + LANES]
         upper = part.astype(swap.dtype)
         neighbour = _product(upper, swap, 1, 0)
         if x.dtype != swap.dtype:
             lower = (part - upper.astype(x.dtype)).astype(swap.dtype)
             neighbour += _product(lower, swap, 1, 0)
+        place = first % tables[1].shape[1]
+        cosines, sines = (table[:, place : place + LANES] for table in tables[1:3])
         parts.append(part.astype(jnp.float32) * cosines + way * neighbour * sines)
     return jnp.concatenate(parts, 1).astype(x.dtype)
 
