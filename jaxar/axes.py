@@ -190,7 +190,8 @@ def in_parts(
     Args:
       function: Its `first` is (axes,) uint32: how many elements stand before the part along each
         of the `logical` axes. It returns an array that is parted as the first of `parted`.
-      parted: Arrays that are shared out by the same axes.
+      parted: Arrays that are shared out by the same axes; more axes than the first has come before
+        those, and are whole.
       logical: Names of their first axes.
       whole: Arrays that every device has whole.
     """
@@ -207,7 +208,9 @@ def in_parts(
 
     if not sizes:
         return run(*parted, *whole)
-    specs = (parts,) * len(parted) + (PartitionSpec(),) * len(whole)
+    extra = [(None,) * (x.ndim - lead.ndim) for x in parted]
+    specs = tuple(PartitionSpec(*more, *parts) for more in extra)
+    specs += (PartitionSpec(),) * len(whole)
     shared = jax.shard_map(run, in_specs=specs, out_specs=parts, check_vma=False)
     return shared(*parted, *whole)
 

@@ -94,7 +94,8 @@ def measure(
             if spent is None and instruction.op == "custom-call" and work:
                 unknown[f"cycles of a kernel: {instruction.source or instruction.name}"] += 1
             waits = moved / (BANDWIDTH * chip.bandwidth) * chip.clock if spent is not None else 0
-            cycles[_part(instruction)] += times * round(max(spent or 0, waits))
+            if longest := round(max(spent or 0, waits)):
+                cycles[_part(instruction)] += times * longest
     clock = sum(cycles.values())
     return Costs(
         flops=total,
@@ -144,8 +145,7 @@ def _all(program: Program, instruction: Instruction) -> Iterator[Instruction]:
 def flops(program: Program, instruction: Instruction, computation: Computation) -> float | None:
     """Returns operations of the matrix products in an instruction; None for an unknown kernel."""
     if instruction.op == "custom-call" and "tpu_custom_call" in instruction.attributes:
-        said = re.search(r'"?flops"?:\s*"?(\d+)', instruction.attributes)
-        return float(said.group(1)) if said else None
+        return _said(instruction, "flops")
     own = _products(instruction, computation)
     return own + sum(_products(*inner) for inner in program.inside(instruction))
 
@@ -242,7 +242,15 @@ def hbm_bytes(program: Program, instruction: Instruction, computation: Computati
     for number, shape in enumerate(instruction.shapes):
         if shape.space == 0:
             total += _written(inner, instruction, computation, number, shape)
-    return total
+    # A kernel may look at a part of what it takes.
+    said = _said(instruction, "bytes_accessed") if op == "custom-call" else None
+    return total if said is None else min(total, said)
+
+
+def _said(kernel: Instruction, what: str) -> float | None:
+    """Returns what a kernel says of its own costs."""
+    found = re.search(rf'"?{what}"?:\s*"?(\d+)', kernel.attributes)
+    return float(found.group(1)) if found else None
 
 
 def _read(program: Program, instruction: Instruction, number: int, shape: Shape) -> float:

@@ -52,7 +52,7 @@ def forget() -> None:
 
 
 def collect(result: int) -> dict[str, int]:
-    """Returns cycles by (1) for the instructions of what was compiled last, by name, and forgets it.
+    """Returns cycles by (1) for the instructions of what was compiled last, by name; forgets them.
 
     Instructions that are alike share code, which stands under one of their names.
 

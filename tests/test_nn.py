@@ -1,5 +1,6 @@
 """Laws of the layers: who sees whom, what turns with position, what a cache may not change."""
 
+import contextlib
 import functools
 import math
 
@@ -13,8 +14,9 @@ from jaxar import system
 from jaxar.api.model import Model, sampler
 from jaxar.assembly import build_system
 from jaxar.nn import layers, module
-from jaxar.nn.attention import Attention, attend
+from jaxar.nn.attention import Attention, Past, attend
 from jaxar.nn.dropout import dropout, words
+from jaxar.nn.kernel import bands
 from jaxar.nn.module import bind, params_of, stack
 from jaxar.nn.rope import rotary_table, rotate
 from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Pass, Transformer
@@ -272,7 +274,9 @@ def test_attention_is_its_loops(masked):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("sizes", [(3, 5, 2, 4), (8, 8, 4, 64), (8, 8, 3, 32)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(3, 5, 2, 4), (8, 8, 4, 64), (8, 8, 3, 32), (160, 160, 2, 64)], ids=str
+)
 def test_the_kernel_is_the_dense_way_with_the_same_weights_left_out(sizes, rate):
     n, m, heads, width = sizes
     q, k, v = (normal(i, 2, size, heads, width) for i, size in enumerate((n, m, m)))
@@ -289,6 +293,41 @@ def test_the_kernel_is_the_dense_way_with_the_same_weights_left_out(sizes, rate)
     jax.tree.map(close, found("kernel"), found("dense"))
 
 
+def meshed(sizes):
+    devices = jax.devices()[: math.prod(sizes)]
+    return make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 1, 2)], ids=str)
+@pytest.mark.parametrize("earlier", [16, 10])
+def test_the_kernel_looks_back_as_the_dense_way(earlier, mesh):
+    """Earlier tokens are joined in the kernel, or before it where they do not fill vectors."""
+    q, k, v = (normal(i, 4, 8, 2, 64) for i in range(3))
+    past = Past(normal(3, 3, 4, earlier, 128), normal(4, 3, 4, earlier, 128), jnp.int32(1))
+    mask = jnp.arange(earlier + 8)[None] >= 3
+    rope = table([[i, 2 * i] for i in range(8)], 64)
+
+    def found(way):
+        return jax.jit(lambda *qkv: attend(*qkv, mask, rope=rope, past=past, way=way))(q, k, v)
+
+    dense = found("dense")
+    others = past._replace(layer=jnp.int32(2))
+    assert not np.allclose(dense, attend(q, k, v, mask, rope=rope, past=others, way="dense"))
+    with jax.set_mesh(meshed(mesh)) if mesh else contextlib.nullcontext():
+        close(found("kernel"), dense)
+
+
+def test_queries_look_at_whole_vectors_of_keys_up_to_the_last_they_see():
+    cells = np.repeat(np.arange(4), 64)
+    causal = cells[:, None] >= cells
+    assert bands(causal, 256, 256) == ((0, 128, 128), (128, 256, 256))
+    assert bands(np.ones((1, 256), bool), 256, 256) == ((0, 256, 256),)
+    assert bands(np.tril(np.ones((300, 300), bool)), 300, 300) == (
+        *((0, 128, 128), (128, 256, 256), (256, 300, 300)),
+    )
+    assert bands(None, 8, 24) == bands(jnp.ones((8, 24), bool), 8, 24) == ((0, 8, 24),)
+
+
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 1, 4), (3, 1, 2)], ids=str)
 def test_the_kernel_is_the_same_on_every_mesh(mesh):
     """Parts of the batch and of the heads leave out the same weights; a batch of 4 over 3 is whole.
@@ -303,8 +342,7 @@ def test_the_kernel_is_the_same_on_every_mesh(mesh):
 
     graded = jax.jit(jax.value_and_grad(value, (1, 2, 3)), static_argnums=0)
     alone = graded("dense", *qkv)
-    devices = jax.devices()[: math.prod(mesh)]
-    with jax.set_mesh(make_mesh(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), devices)):
+    with jax.set_mesh(meshed(mesh)):
         jax.tree.map(close, graded("kernel", *qkv), alone)
 
 

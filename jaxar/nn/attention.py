@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,19 @@ from jaxar.nn.rope import rotate
 from jaxar.typing import Array, Float, Mask
 
 KeyValue = tuple[Array, Array]
-"""Keys and values, each (b, m, k, e), or (l, b, m, k, e) for a stack of layers."""
+"""Keys and values, each (b, m, k e), or (l, b, m, k e) for a stack of layers: heads side by side.
+Keys are turned by their positions."""
+
+
+class Past(NamedTuple):
+    """Keys and values of earlier tokens for all layers, (l, b, m, k e), and which layer looks.
+
+    So a layer's part is read where it stands; cut out for each layer it would be copied.
+    """
+
+    keys: Array
+    values: Array
+    layer: Array
 
 
 ATTENTION = ("auto", "dense", "kernel")
@@ -32,6 +45,7 @@ def attend(
     mask: Mask = None,
     *,
     rope: Float[Array, "2 n e"] | None = None,
+    past: Past | None = None,
     scale: float | None = None,
     rate: float = 0.0,
     key: Array | None = None,
@@ -45,6 +59,7 @@ def attend(
       v: Values.
       mask: (n, m) or (1, m) bool, True where a query sees a key, or None where all do.
       rope: Rotary table by which queries and keys, of the same tokens, are turned, or None.
+      past: Earlier tokens, which come before k and v in the mask's columns.
       scale: Of the logits; 1 / sqrt(e) by default.
       rate: Dropout of the weights, where a key is given.
       key: Randomness of the dropout; what falls away is the same whatever the way.
@@ -53,14 +68,15 @@ def attend(
     q, k, v = (hold(x, "batch", None, "heads") for x in (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rate = 0.0 if key is None else rate
-    on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q, k)
+    seen = k.shape[1] + (0 if past is None else past.keys.shape[2])
+    on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q.shape[1], seen)
     how = _by_kernel if on_tpu or way == "kernel" else _densely
-    out = how(q, k, v, mask, rope, scale, rate, key)
+    out = how(q, k, v, past, mask, rope, scale, rate, key)
     return checkpoint_name(out.reshape(*q.shape[:2], -1), RETURNED).reshape(q.shape)
 
 
-def _densely(q, k, v, mask, rope, scale, rate, key):
-    q, k = (x if rope is None else rotate(x, rope) for x in (q, k))
+def _densely(q, k, v, past, mask, rope, scale, rate, key):
+    q, k, v = _joined(q, k, v, past, rope)
     logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
@@ -68,8 +84,23 @@ def _densely(q, k, v, mask, rope, scale, rate, key):
     return jnp.einsum("bknm,bmke->bnke", weights, v)
 
 
-def _by_kernel(q, k, v, mask, rope, scale, rate, key):
-    shape = (q.shape[1], k.shape[1])
+def _joined(q, k, v, past, rope):
+    """Returns queries, all keys and all values, turned by their positions."""
+    q, k = (x if rope is None else rotate(x, rope) for x in (q, k))
+    if past is not None:
+        before = (x[past.layer].reshape(len(k), -1, *k.shape[2:]) for x in past[:2])
+        k, v = (jnp.concatenate(pair, 1) for pair in zip(before, (k, v), strict=True))
+    return q, k, v
+
+
+def _by_kernel(q, k, v, past, mask, rope, scale, rate, key):
+    if past is not None and not kernel.joins(past.keys):
+        (q, k, v), past, rope = _joined(q, k, v, past, rope), None, None
+    before, layer = (), jnp.zeros(1, jnp.uint32)
+    if past is not None:
+        before = tuple(x.reshape(*x.shape[:3], *k.shape[2:]) for x in past[:2])
+        layer = past.layer.astype(jnp.uint32).reshape(1)
+    shape = (q.shape[1], sum(x.shape[-3] for x in (k, *before[:1])))
     seen = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(mask, shape)
     words = key_words(key) if rate else jnp.zeros(2, jnp.uint32)
     attend = functools.partial(
@@ -81,13 +112,15 @@ def _by_kernel(q, k, v, mask, rope, scale, rate, key):
         interpret=axes.platform() != "tpu",
     )
 
-    def part(first, q, k, v, words, bias, *rope):
-        start = jnp.concatenate([words, first[::2]])
-        return attend(q, k, v, bias, rope[0] if rope else None, start)
+    def part(first, q, k, v, *rest):
+        before, (words, bias, *rope) = rest[:-count], rest[-count:]
+        start = jnp.concatenate([words[:2], first[::2], words[2:]])
+        return attend(q, k, v, before, bias, rope[0] if rope else None, start)
 
-    whole = (words, jnp.where(seen, jnp.float32(0), -jnp.inf))
+    whole = (jnp.concatenate([words, layer]), jnp.where(seen, jnp.float32(0), -jnp.inf))
     whole += () if rope is None else (jnp.asarray(rope),)
-    return axes.in_parts(part, (q, k, v), ("batch", None, "heads"), whole)
+    count = len(whole)
+    return axes.in_parts(part, (q, k, v, *before), ("batch", None, "heads"), whole)
 
 
 class Attention(Module):
@@ -132,7 +165,7 @@ class Attention(Module):
         *,
         rope: Float[Array, "2 n e"] | None = None,
         mask: Mask = None,
-        cache: KeyValue | None = None,
+        cache: Past | None = None,
         attention_rate: float = 0.0,
         rate: float = 0.0,
         key: Array | None = None,
@@ -145,18 +178,18 @@ class Attention(Module):
         """
         inner, outer = split_or_none(key, 2)
         q, k, v = self.project(x)
-        turned = k if rope is None else rotate(k, rope)
-        look = functools.partial(
-            attend, mask=mask, scale=self.scale, rate=attention_rate, key=inner, way=way
+        y = attend(
+            *(q, k, v, mask),
+            rope=rope,
+            past=cache,
+            scale=self.scale,
+            rate=attention_rate,
+            key=inner,
+            way=way,
         )
-        if cache is None:
-            y = look(q, k, v, rope=rope)
-        else:
-            q = q if rope is None else rotate(q, rope)
-            seen_k = jnp.concatenate([cache[0], turned], 1)
-            seen_v = jnp.concatenate([cache[1], v], 1)
-            y = look(q, seen_k, seen_v)
-        return dropout(checkpoint_name(self.out(y), RETURNED), rate, outer), (turned, v)
+        turned = k if rope is None else rotate(k, rope)
+        kept = tuple(part.reshape(*x.shape[:2], -1) for part in (turned, v))
+        return dropout(checkpoint_name(self.out(y), RETURNED), rate, outer), kept
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """Returns queries, keys and values, (b, n, k, e) each."""

@@ -35,15 +35,19 @@ from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
 LANES = 128
-ROWS, MOST = 8, 2**19
-"""Tokens that fill a vector; logits of a head that fit into vector memory with what is made of
-them."""
+ROWS, PACKED, MOST = 8, 16, 2**19
+"""Tokens that fill a vector, and one of two bytes a number; logits of a head that fit into vector
+memory with what is made of them."""
 
 
-def fits(q: Array, k: Array) -> bool:
-    """Returns whether the kernel serves queries (b, n, k, e) and keys (b, m, k, e)."""
-    n, m = q.shape[1], k.shape[1]
+def fits(n: int, m: int) -> bool:
+    """Returns whether the kernel serves n queries that look at m keys."""
     return min(n, m) >= ROWS and n * m <= MOST
+
+
+def joins(past: Array) -> bool:
+    """Returns whether the kernel can put further keys behind these earlier ones (l, b, m, d)."""
+    return past.shape[2] % PACKED == 0
 
 
 def bands(mask: Any, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
@@ -70,7 +74,8 @@ def bands(mask: Any, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
 class _Sizes:
     """What is fixed when the kernel is compiled; `together` heads are in one program.
 
-    `bands` are (first query, end, keys that these see), see `bands`.
+    `bands` are (first query, end, keys that these see), see `bands`; `past` is the number of arrays
+    of earlier tokens.
     """
 
     heads: int
@@ -78,6 +83,7 @@ class _Sizes:
     width: int
     queries: int
     bands: tuple[tuple[int, int, int], ...]
+    past: int
     rotary: bool
     scale: float
     rate: float
@@ -88,6 +94,7 @@ def attend_in_kernel(
     q: Array,
     k: Array,
     v: Array,
+    past: tuple[Array, ...],
     bias: Array,
     rope: Array | None,
     start: Array,
@@ -104,10 +111,12 @@ def attend_in_kernel(
       q: Queries (b, n, k, e).
       k: Keys (b, m, k, e).
       v: Values (b, m, k, e).
+      past: Keys, already turned, and values (l, b, m', k, e) of all layers that come before these,
+        or nothing. Such have no gradient.
       bias: (n, m) float32, 0 where a query sees a key and -inf where it does not.
       rope: Rotary table (2, n, e) of the tokens of both queries and keys, or None.
-      start: (4,) uint32: the two words of the key of dropout, and the first example and head of
-        these among all examples and heads.
+      start: (5,) uint32: the two words of the key of dropout, the first example and head of these
+        among all examples and heads, and the layer of `past`.
       bands: Rows and the columns they may see, see `bands`.
       all_heads: Heads on all devices.
       scale: Of the logits.
@@ -121,24 +130,35 @@ def attend_in_kernel(
         # Neighbours change places in whole vectors, which these are not.
         q, k, rope = rotate(q, rope), rotate(k, rope), None
     rotary = rope is not None
-    sizes = _Sizes(all_heads, together, width, q.shape[1], bands, rotary, scale, rate, interpret)
+    counts = (all_heads, together, width, q.shape[1])
+    sizes = _Sizes(*counts, bands, len(past), rotary, scale, rate, interpret)
     tables = [bias.T]
     if rope is not None:
         signs = np.tile(np.array([-1, 1], np.float32), width // 2)
         tables += [jnp.tile(table, together) for table in (rope[0], rope[1] * signs)]
         tables.append(jnp.eye(LANES, dtype=q.dtype)[np.arange(LANES) ^ 1])
-    flat = (x.reshape(*x.shape[:2], heads * width) for x in (q, k, v))
-    out: Any = _attend(sizes, *flat, tuple(tables), start)
+    flat = [x.reshape(*x.shape[:-2], heads * width) for x in (q, k, v, *past)]
+    if past:
+        sizes = _doubled(sizes, heads)
+        out = _call(_forward, sizes, tuple(flat), tuple(tables), start, (flat[0],))
+    else:
+        out = _attend(sizes, *flat, tuple(tables), start)
     return out.reshape(q.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes: _Sizes, q: Array, k: Array, v: Array, tables: tuple[Array, ...], start: Array):
-    twice = 2 * sizes.together
-    if twice * sizes.width == 2 * LANES and q.shape[2] % (2 * LANES) == 0:
-        # Forward, there is little to do for a vector: two at a time wait less for each other.
-        sizes = dataclasses.replace(sizes, together=twice)
+def _attend(
+    sizes: _Sizes, q: Array, k: Array, v: Array, tables: tuple[Array, ...], start: Array
+) -> Any:
+    sizes = _doubled(sizes, q.shape[2] // sizes.width)
     return _call(_forward, sizes, (q, k, v), tables, start, (q,))
+
+
+def _doubled(sizes: _Sizes, heads: int) -> _Sizes:
+    """Returns sizes with two vectors of heads together: forward there is little to do for one."""
+    twice = 2 * sizes.together
+    fits = twice * sizes.width == 2 * LANES and heads % twice == 0
+    return dataclasses.replace(sizes, together=twice) if fits else sizes
 
 
 def _keep(sizes, q, k, v, tables, start):
@@ -167,6 +187,9 @@ def _call(
     part = sizes.together * sizes.width
 
     def block(x):
+        if x.ndim == 4:
+            layer = lambda b, g, start: (start[4].astype(jnp.int32), b, 0, g)  # noqa: E731
+            return pl.BlockSpec((None, None, x.shape[2], part), layer)
         return pl.BlockSpec((None, x.shape[1], part), lambda b, g, start: (b, 0, g))
 
     def whole(x):
@@ -189,7 +212,9 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=2 * products * batch * logits * lanes,
             transcendentals=batch * logits * lanes // sizes.width,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
+            bytes_accessed=sum(
+                math.prod(x.shape[-3:]) * x.dtype.itemsize for x in (*inputs, *outputs)
+            ),
         ),
         interpret=sizes.interpret,
         name=f"attention{body.__name__}",
@@ -198,8 +223,11 @@ def _call(
 
 
 def _forward(sizes, start, q, k, v, *rest):
-    tables, out = rest[:-1], rest[-1]
-    q, k, values = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...].T
+    past, tables, out = rest[: sizes.past], rest[sizes.past : -1], rest[-1]
+    q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
+    if past:
+        k, v = (jnp.concatenate(pair, 0) for pair in ((past[0][...], k), (past[1][...], v)))
+    values = v.T
     heads = []
     for head, one in _heads(sizes):
         columns = []

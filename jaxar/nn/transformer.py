@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxar.axes import hold
 from jaxar.nn import layers
-from jaxar.nn.attention import ATTENTION, Attention, KeyValue
+from jaxar.nn.attention import ATTENTION, Attention, KeyValue, Past
 from jaxar.nn.dropout import drop_path
 from jaxar.nn.module import REMAT, Module, Param, scan, stack
 from jaxar.typing import Array, Float, Mask
@@ -129,7 +129,7 @@ class Block(Module):
         condition: Float[Array, "b g ..."],
         shared: Pass,
         *,
-        cache: KeyValue | None = None,
+        cache: Past | None = None,
         path_rate: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
@@ -179,7 +179,7 @@ class PlainBlock(Module):
         condition: None,
         shared: Pass,
         *,
-        cache: KeyValue | None = None,
+        cache: Past | None = None,
         path_rate: Array | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b n d"], KeyValue]:
@@ -237,7 +237,7 @@ class Transformer(Module):
           x: Tokens.
           condition: What the blocks take as such.
           shared: What all layers share.
-          cache: Stacked keys and values (l, b, m - n, k, e) of earlier tokens.
+          cache: Stacked keys and values (l, b, m - n, k e) of earlier tokens.
           key: Randomness of the dropout.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
@@ -245,11 +245,13 @@ class Transformer(Module):
         path_rates = jnp.linspace(0, most, self.depth) if most else None
 
         def body(x, layer):
-            block, cache, key, path_rate = layer
-            x, keys_values = block(x, condition, shared, cache=cache, path_rate=path_rate, key=key)
+            block, number, key, path_rate = layer
+            past = None if cache is None else Past(*cache, number)
+            x, keys_values = block(x, condition, shared, cache=past, path_rate=path_rate, key=key)
             return hold(x, "batch"), keys_values if shared.collect else None
 
-        stacked = (self.blocks, cache, keys, path_rates)
+        numbers = None if cache is None else jnp.arange(self.depth)
+        stacked = (self.blocks, numbers, keys, path_rates)
         how = shared.compute
         return scan(
             body, hold(x, "batch"), stacked, remat=how.remat, unroll=how.unroll, dtype=how.type
@@ -258,6 +260,6 @@ class Transformer(Module):
     def empty_cache(self, batch: int, tokens: int, dtype: Any) -> KeyValue:
         """Returns keys and values of zeros, with room for `tokens` tokens in every layer."""
         heads, head = self.blocks.attention.qkv.kernel.shape[-2:]  # pyright: ignore
-        shape = (self.depth, batch, tokens, heads, head)
+        shape = (self.depth, batch, tokens, heads * head)
         cache = hold(jnp.zeros(shape, dtype), None, "batch", None, "heads")
         return cache, cache
