@@ -228,7 +228,7 @@ def test_hidden_vectors_see_no_later_level(system, params):
     np.testing.assert_array_equal(table > 0, seen)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("schedule", ["constant", pytest.param("linear", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_cached_sampling_is_one_block_causal_pass(system, params, guidance, schedule):
     """What each level saw through the cache, it sees in one pass over the codes that were drawn."""

@@ -141,6 +141,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(config, folder, tmp_p
     assert "4.png" in source.manifest["left_out"][0]
 
 
+@pytest.mark.slow
 def test_training_reads_the_cache_and_refuses_what_does_not_fit(config, cache, tokenizer, tmp_path):
     own = configs.override(config, [f"data=latent_records(path={str(cache)!r})"])
     training.train(own, workdir=tmp_path / "run")

@@ -225,6 +225,7 @@ def test_bad_input_is_one_sentence(arguments, message, tmp_path, capsys):
     assert re.search(message, error) and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_writes_the_same_result(tmp_path):
     """SIGKILL at random moments while samples are drawn and judged; the files are equal."""
     base = [sys.executable, "-m", "jaxar.main", "--config=xar_digits"]

@@ -572,7 +572,9 @@ def test_bind_names_what_does_not_fit():
         assert line in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["xar_digits", "flowar_digits"])
+@pytest.mark.parametrize(
+    "name", ["xar_digits", pytest.param("flowar_digits", marks=pytest.mark.slow)]
+)
 def test_kernels_cast_once_draw_the_same_samples(name, monkeypatch):
     """Those of layers alone: what stands around them computes in float32."""
     config = shrunk(name, "model.dtype=bfloat16")

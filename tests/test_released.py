@@ -162,6 +162,7 @@ def test_names_on_the_hub(model, tmp_path, monkeypatch):
     assert asked == [("someone/xar", [loading.CONFIG, loading.EXPORT, *WEIGHTS])]
 
 
+@pytest.mark.slow
 def test_inception_serves_as_a_feature_network(tmp_path):
     path = write_inception(tmp_path)
     features = registry.build("perceptual", {"name": "inception", "weights": str(path)})

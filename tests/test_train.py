@@ -75,7 +75,7 @@ def test_fifty_steps_equal_a_float64_reference():
     assert ours[-1] < ours[0]
 
 
-@pytest.mark.parametrize("data", ["digits", "latents"])
+@pytest.mark.parametrize("data", ["digits", pytest.param("latents", marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted_bit_for_bit(data, tmp_path, monkeypatch):
     """2 x 20 steps equal 40, with dropout, label dropout and sampled latents."""
     name = {"digits": "xar_digits", "latents": "xar_b"}[data]
@@ -113,6 +113,7 @@ def run(config, workdir):
     return fit(prepared.system, arrays(config), config, workdir, prepared.mesh, lambda *_: None)
 
 
+@pytest.mark.slow
 def test_steps_on_many_devices_are_those_of_one():
     config, system, _ = system_and_params(
         "xar_digits", "batch_size=8", "model.heads=4", "model.width=32", "model.mlp_ratio=3"

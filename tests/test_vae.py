@@ -284,6 +284,7 @@ def test_metrics_hold_every_term_and_add_up(game):
     np.testing.assert_allclose(gradients["log_variance"]["bias"], slope, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_game_begins_at_its_step(game):
     _, _, _, run = game
     (before, _), early = run(2)
@@ -370,6 +371,7 @@ def test_without_a_game_there_is_no_discriminator():
     assert set(metrics) == {"loss", "reconstruction", "kl"}
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     system = training(adversarial_weight=0.5, kl_weight=1e-4)
     source = Glyphs(size=16, count=32)

@@ -120,7 +120,9 @@ def by_key(leaves, sums):
             yield row.theirs.replace("{i}", str(i)), layer
 
 
-@pytest.mark.parametrize("solver", ["euler", "euler_maruyama"])
+@pytest.mark.parametrize(
+    "solver", ["euler", pytest.param("euler_maruyama", marks=pytest.mark.slow)]
+)
 def test_sampling(setting, solver):
     case, system, params = setting
     draws = jnp.asarray(case[f"sample/{solver}/noise"])
