@@ -50,8 +50,9 @@ def candidates(config: Any, report: Report) -> Iterator[Change]:
     batch in parts, whose products are smaller.
     """
     now = config.model.get("remat")
-    for remat, less in (("projections", ("none",)), ("blocks", ("none", "projections"))):
-        if report["what"] == "train" and now in less:
+    kept = ("none", "projections", "branches", "blocks")
+    for place, remat in enumerate(kept):
+        if report["what"] == "train" and now in kept[:place]:
             yield [f"model.remat={remat}"], "fewer values are kept for the backward pass"
     mesh = report["mesh"]
     fsdp, free = mesh["fsdp"], mesh["data"]

@@ -148,7 +148,7 @@ def rows(report: Report) -> dict[str, str]:
         "operations": f"{report['done'] / 1e12:.3g} T done, {report['operations'] / 1e12:.3g} T of "
         "the algorithm",
         "traffic": f"{report['traffic'] / 1e9:.3g} GB of HBM",
-        "time": f"{_ms(report['seconds'])} {unit} by the compiler's cycles, roofline "
+        "time": f"{_ms(report['seconds'])} {unit} by the cycles of its code, roofline "
         f"{_ms(report['roofline'])}; communication {_ms(report['communication'])} more if none of "
         "it overlaps",
         "speed": f"{rate:,.0f} images/s, {rate / report['used']:.3g} a chip",

@@ -18,7 +18,7 @@ from jaxar import sharding
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import init_state
 from launch import compile as compile_main
-from launch import cost, fitting, hlo, programs, report, table
+from launch import cost, fitting, hlo, programs, report, schedule, table
 from launch.chips import CHIPS, GIB, LaunchError, parse_topology
 from launch.communication import axes_of, parse_groups
 from tests.shrink import shrunk
@@ -365,8 +365,10 @@ def test_advice_takes_the_first_setting_that_makes_it_fit():
     config = SimpleNamespace(model={"remat": "none"}, memory=SimpleNamespace(accumulate=1))
     alone = {"data": 256, "fsdp": 1, "tensor": 1}
     lines = fitting.advice(config, too_big(mesh=alone), state_of)
-    assert len(lines) == 3 and "remat=projections" in lines[0] and "remat=blocks" in lines[1]
-    assert "mesh.fsdp=2" in lines[2] and "94%" in lines[2]
+    assert len(lines) == 4
+    kinds = ("projections", "branches", "blocks")
+    assert all(f"remat={kind}" in line for kind, line in zip(kinds, lines, strict=False))
+    assert "mesh.fsdp=2" in lines[3] and "94%" in lines[3]
     # Where the activations are too much, only parts of the batch help.
     config.model = {"remat": "blocks"}
     big = too_big(mesh=alone)
@@ -565,3 +567,36 @@ def test_xar_b_on_v5e_is_what_the_sharding_implies(tmp_path):
     assert 2 * parameters <= moved <= 4.1 * parameters  # bfloat16 or float32
     # 182 GFLOP an image at least, and no more than another forward pass beside.
     assert 8 * 0.182e12 < found["done"] < 8 * 0.182e12 * 1.45
+
+
+def test_cycles_of_code_are_its_bundles_in_their_loops_or_those_of_the_matrix_unit():
+    """A pipeline of six turns has work for four; the busier of two matrix units counts."""
+    code = """
+     0   :  { %2 = vsyncpa [#allocation1], 0 }
+   0x1 LB: > { %s1 = sphi %s9, %s2 /* iteration index, stage = 0 */ }
+   0x2   : > { %v1 = vpop.f32.mrf.mxu0  ;;  %v2 = vpop.f32.mrf.mxu1 }
+   0x3   : > { %v3 = vpop.f32.mrf.mxu0 }
+   0x4 LB: >> { %s2 = sphi %s9, %s2 }
+   0x5   : >> { %p3 = scmp.ge.s32.totalorder %s2, 3 /* loop exit test */ }
+   0x6   : > { %p5 = scmp.ge.s32.totalorder %s1, 6 /* loop exit test */ }
+   0x7   :  { %7 = sbr.rel (!%p5) target = $region2 }
+"""
+    assert schedule.cycles(code, 1) == 2 + 4 * (4 + 3 * 2)
+    assert schedule.cycles(code, 8) == 8 * 4 * 2
+
+
+def test_instructions_that_are_alike_take_the_cycles_of_their_code_or_wait_for_memory():
+    text = (ROOT / "tests/goldens/layers_v5e.hlo").read_text()
+    program, chip = hlo.parse(text), CHIPS["v5e"]
+    fusions = [(i, n) for i, _, n, _ in program.walk() if i.op == "fusion" and i.cycles]
+
+    def cycles(scheduled):
+        mesh = torus(4, 4).reshape(4, 4)
+        return cost.measure(program, chip, mesh, ("data", "fsdp"), scheduled).cycles
+
+    before = cycles({})
+    fusion, times = fusions[0]
+    assert cycles({fusion.name: fusion.cycles + 10**6}) >= before + 10**6 * times
+    # No code is faster than the memory that it reads and writes.
+    free = cycles({i.name: 0 for i, _ in fusions})
+    assert 0 < free < before

@@ -188,7 +188,7 @@ class Attention(Module):
             way=way,
         )
         turned = k if rope is None else rotate(k, rope)
-        kept = tuple(part.reshape(*x.shape[:2], -1) for part in (turned, v))
+        kept = turned.reshape(*x.shape[:2], -1), v.reshape(*x.shape[:2], -1)
         return dropout(checkpoint_name(self.out(y), RETURNED), rate, outer), kept
 
     def project(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:

@@ -31,10 +31,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxar.nn.dropout import column_words, mixed, row_words, stays
+from jaxar.nn.layers import LANES
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
-LANES = 128
 ROWS, PACKED, MOST = 8, 16, 2**19
 """Tokens that fill a vector, and one of two bytes a number; logits of a head that fit into vector
 memory with what is made of them."""
@@ -140,7 +140,7 @@ def attend_in_kernel(
     flat = [x.reshape(*x.shape[:-2], heads * width) for x in (q, k, v, *past)]
     if past:
         sizes = _doubled(sizes, heads)
-        out = _call(_forward, sizes, tuple(flat), tuple(tables), start, (flat[0],))
+        out: Any = _call(_forward, sizes, tuple(flat), tuple(tables), start, (flat[0],))
     else:
         out = _attend(sizes, *flat, tuple(tables), start)
     return out.reshape(q.shape)

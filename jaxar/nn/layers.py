@@ -20,6 +20,9 @@ from jaxar.typing import Array, Float
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Names in configs of what layers may compute in."""
 
+LANES = 128
+"""Numbers side by side in a vector of a TPU."""
+
 Shape = int | tuple[int, ...]
 Initial = Callable[[Array, int, int], Array]
 """init(key, inputs, outputs) -> (inputs, outputs): the law of a kernel's initial values."""
@@ -91,18 +94,21 @@ class Linear(Module):
         return found
 
     def _affine(self, x: Array, kernel: Array, bias: Array | None) -> Array:
-        """Returns x kernel + bias as a product of matrices.
+        """Returns x kernel + bias.
 
-        Of kernels with an axis of heads the compiler would make one product for each head, which
-        fills a TPU's unit of 128 x 128 by half if heads are 64 wide.
+        Of kernels with an axis of heads the compiler makes one product for each head, which leaves
+        a TPU's unit of 128 x 128 half empty if heads are 64 wide: those are made flat.
         """
         inner, outputs = len(self.inputs), kernel.shape[len(self.inputs) :]
-        kernel, flat = kernel.astype(x.dtype), math.prod(outputs)
-        if kernel.ndim > 2:
+        rows, flat = x.shape[: x.ndim - inner], math.prod(outputs)
+        kernel = kernel.astype(x.dtype)
+        if kernel.ndim == 2:
+            y = x @ kernel
+        else:
             kernel = kernel.reshape(math.prod(self.inputs), flat)
-            kernel = jax.lax.optimization_barrier(kernel)
-        rows = x.shape[: x.ndim - inner]
-        y = x.reshape(*rows, math.prod(self.inputs)) @ kernel
+            if self.inputs[-1] % LANES or outputs[-1] % LANES:
+                kernel = jax.lax.optimization_barrier(kernel)
+            y = x.reshape(*rows, len(kernel)) @ kernel
         if bias is not None:
             y = y + bias.astype(x.dtype).reshape(flat)
         return checkpoint_name(y, PROJECTED).reshape(*rows, *outputs)
