@@ -26,8 +26,9 @@ SIZES = ("xar_l", "xar_h", "flowar_l", "flowar_h", "mar_l", "mar_h")
 SIZES += ("var_d20", "var_d24", "var_d30", "var_d36")
 """Shrunk, these are the configs that they are made from, but for settings of sampling."""
 
-COSTLY = ("vq_digits", "flowar_s", "mar_b")
-"""Their parts are those of `vq_glyphs`, `flowar_digits` and `mar_digits`."""
+COSTLY = ("vq_digits", "vq_glyphs", "flowar_s", "mar_b", "var_d16", "xar_glyphs")
+COSTLY += ("xar_digits_image", "xar_digits_subsample", "xar_digits_token")
+"""Others are made of their parts, or other tests train them."""
 
 
 @pytest.mark.parametrize("name", NAMES)

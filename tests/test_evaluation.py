@@ -141,6 +141,7 @@ def pictures(folder, count, seed=0, size=(20, 24)):
     return folder
 
 
+@pytest.mark.slow
 def test_images_are_judged_by_inception(inception, tmp_path):
     """A set against itself is at distance zero; what so few images cannot tell is left out."""
     samples = pictures(tmp_path / "samples", 6)

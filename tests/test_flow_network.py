@@ -88,7 +88,7 @@ def drawn(entities, seed=3):
 
 
 @VARIANTS
-@pytest.mark.parametrize("name", ["rectangles", "cells"])
+@pytest.mark.parametrize("name", [pytest.param("rectangles", marks=pytest.mark.slow), "cells"])
 def test_an_entity_does_not_see_another(name, cross):
     """Its loss depends on its own noise and conditions, all of them, and on no other's."""
     entities, head = PLANS[name], head_of(name, cross)

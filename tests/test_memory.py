@@ -90,6 +90,7 @@ def test_an_average_in_bfloat16_follows_where_the_nearest_would_stand_still():
     assert abs(float(moving.astype(jnp.float32).mean()) - exact) < 0.01
 
 
+@pytest.mark.slow
 def test_offloading_changes_where_the_average_is_and_nothing_else(mesh):
     plain, _ = trained(Memory(), mesh)
     away, _ = trained(Memory(offload_ema=True), mesh)
@@ -103,6 +104,7 @@ def test_offloading_changes_where_the_average_is_and_nothing_else(mesh):
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(back)} == {"device"}
 
 
+@pytest.mark.slow
 def test_moments_and_average_in_bfloat16_are_near_those_in_float32(mesh):
     plain, metrics = trained(Memory(), mesh)
     small, others = trained(Memory(moments="bfloat16", ema="bfloat16"), mesh)

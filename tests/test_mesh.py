@@ -269,7 +269,7 @@ def slow_but(systems, *quick):
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    slow_but(SYSTEMS + AUTOENCODERS, ("xar_digits", (2, 2, 2)), ("flowar_s", (1, 2, 4))),
+    slow_but(SYSTEMS + AUTOENCODERS, ("xar_digits", (2, 2, 2))),
 )
 def test_loss_and_gradients_are_those_of_one_device(name, sizes, tmp_path):
     config, system, _ = system_of(name, tmp_path)

@@ -93,6 +93,7 @@ def test_weights_of_another_model_are_refused(files, tmp_path):
         jaxar.load("kl_glyphs", weights=files[0], overrides=["model.name=unknown"])
 
 
+@pytest.mark.slow
 def test_converted_weights_are_a_run(files, model, tmp_path):
     """They sample as the file does; training begins from them, and only once."""
     arguments = ["--config=xar_b", "--mode=convert", f"--source={files[0]}"]
