@@ -455,7 +455,7 @@ def test_what_does_not_fit_is_changed_until_it_does(fix, fits, monkeypatch, caps
     flags = ["--config=xar_b", "--topology=v5e:4x4", f"--json={file}", *["--fix"][: int(fix)]]
     if fits:
         compile_main.main(flags)
-        assert tried == [1, 1, 1, 2, 4]
+        assert tried == [1, 1, 2, 4]  # as it is, more remat, more fsdp
     else:
         with pytest.raises(SystemExit) as ended:
             compile_main.main(flags)
