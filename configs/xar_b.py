@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
         time_scale=1000.0,
         truncate_time=True,
         dtype="bfloat16",
-        remat="branches",
+        remat="projections",
         unroll=1,
         attention="auto",
     )

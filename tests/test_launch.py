@@ -452,7 +452,8 @@ def test_what_does_not_fit_is_changed_until_it_does(fix, fits, monkeypatch, caps
     monkeypatch.setattr(programs, "state_sizes", lambda *_: lambda mesh: 20 * GIB // mesh["fsdp"])
     monkeypatch.setattr(compile_main, "environment", lambda: None)
     file = tmp_path / "report.json"
-    flags = ["--config=xar_b", "--topology=v5e:4x4", f"--json={file}", *["--fix"][: int(fix)]]
+    flags = ["--config=xar_b", "--config.model.remat=branches", "--topology=v5e:4x4"]
+    flags += [f"--json={file}", *["--fix"][: int(fix)]]
     if fits:
         compile_main.main(flags)
         assert tried == [1, 1, 2, 4]  # as it is, more remat, more fsdp

@@ -115,6 +115,27 @@ def test_the_gated_mlp_is_its_formula():
     close(mlp(x), mlp.down(gate * jax.scipy.stats.norm.cdf(gate) * mlp.up(x)))
 
 
+def test_the_gated_mlp_in_half_precision_is_its_formula_with_whole_vectors():
+    mlp = filled(functools.partial(layers.GatedMLP, WIDTH, HIDDEN))
+    x = normal(1, 2, 3, WIDTH)
+
+    def graded(x):
+        def loss(params):
+            y = bind(mlp, params)(x)
+            return jnp.mean(jnp.square(y.astype(jnp.float32))), y
+
+        return jax.grad(loss, has_aux=True)(params_of(mlp))
+
+    (slopes, y), (half_slopes, half) = graded(x), graded(x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    close(half, y, 0.03)
+    for exact, rounded in zip(*map(jax.tree.leaves, (slopes, half_slopes)), strict=True):
+        assert exact.shape == rounded.shape
+        assert jnp.linalg.norm(exact - rounded) <= 0.03 * jnp.linalg.norm(exact)
+    text = str(jax.make_jaxpr(mlp)(x.astype(jnp.bfloat16)))
+    assert f"bf16[2,3,{layers.LANES}]" in text and f"bf16[2,3,{HIDDEN}]" not in text
+
+
 def test_a_truncated_time_is_a_whole_number_of_thousandths():
     times = jnp.asarray([0.1232, 0.1239, 0.1242])
     make = functools.partial(layers.TimeEmbedding, WIDTH, scale=1000.0)

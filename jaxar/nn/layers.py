@@ -93,6 +93,12 @@ class Linear(Module):
             found.append(self._affine(x, kernel, bias))
         return found
 
+    def widened(self, x: Float[Array, "..."], outputs: int) -> Float[Array, "..."]:
+        """Returns (..., outputs), zeros after those of the map; x may end with such zeros, too."""
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...]
+        rows, columns = (0, x.shape[-1] - kernel.shape[0]), (0, outputs - kernel.shape[1])
+        return self._affine(x, jnp.pad(kernel, (rows, columns)), jnp.pad(bias, columns))
+
     def _affine(self, x: Array, kernel: Array, bias: Array | None) -> Array:
         """Returns x kernel + bias.
 
@@ -234,7 +240,9 @@ class MLP(Module):
 class GatedMLP(Module):
     """down(gelu(gate(x)) up(x)).
 
-    The paper calls it SwiGLU; the released code passes GELU as the activation, so GELU it is.
+    The paper calls it SwiGLU; the released code passes GELU as the activation, so GELU it is. In
+    half precision there are zeros after the inner units, up to whole vectors: between vectors that
+    are not full a TPU has to mask, wherever something is computed beside a product.
     Source: OliverRensu/xAR models/xar.py `Block`, timm `SwiGLU`.
     """
 
@@ -250,8 +258,12 @@ class GatedMLP(Module):
     ) -> Float[Array, "b n d"]:
         """Returns the MLP's output, with dropout inside and after it where a key is given."""
         inner, outer = split_or_none(key, 2)
-        hidden = hold(gelu(self.gate(x)) * self.up(x), ..., "mlp")
-        y = self.down(settled(dropout(hidden, rate, inner)))
+        units = self.gate.outputs[0]
+        if x.dtype != jnp.float32:
+            units += -units % LANES
+        hidden = gelu(self.gate.widened(x, units)) * self.up.widened(x, units)
+        hidden = settled(dropout(hold(hidden, ..., "mlp"), rate, inner))
+        y = self.down.widened(hidden, x.shape[-1])
         return dropout(checkpoint_name(y, RETURNED), rate, outer)
 
 
