@@ -164,7 +164,7 @@ def complete(ready: setup.Prepared) -> Any:
     """
     if not getattr(ready.system, "needs_autoencoder", False):
         return ready.system
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params_of(ready.network))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), params_of(ready.network))
     return attached(ready.system, Autoencoder(ready.network, zeros, Origin(None)))
 
 

@@ -118,6 +118,7 @@ def test_a_program_goes_on_with_its_state(config):
 def test_host_overhead_is_counted_for_the_arrays_of_a_step():
     found = host.overhead(steps=5)
     assert found["thread"] > 0 and found["wall"] > 0 and found["arrays"] > 100
+    assert 0 < found["least"] < 10 * found["thread"]
 
 
 # Measuring.

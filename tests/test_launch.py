@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxar import sharding
+from jaxar.api import setup
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import init_state
 from launch import compile as compile_main
@@ -424,6 +425,18 @@ def test_the_real_programs_are_compiled():
     assert not costs.unknown
 
 
+def test_zeros_stand_for_an_autoencoder_that_a_loss_needs():
+    config = shrunk("var_d16")
+    system = programs.complete(setup.prepare(config, training=True, devices=jax.devices()[:1]))
+    batch = dict(data=jnp.zeros((2, *system.shape)), label=jnp.zeros(2, int), step=0)
+
+    def loss(params, batch):
+        return system.loss(params, batch, jax.random.key(0))[0]
+
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    assert jax.eval_shape(loss, params, batch).shape == ()
+
+
 def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(LaunchError, match="has no sampler"):
         programs.whole_sampler(shrunk("kl_glyphs"), jax.devices()[:1], 4)
@@ -530,6 +543,7 @@ from launch.compile import environment
 environment()
 import numpy as np
 from jaxar import sharding
+from jaxar.api import setup
 from launch import chips, programs
 for name in ("v5e:16x16", "v5p:4x4x8", "2 x v6e:8x8"):
     topology = chips.parse_topology(name)
