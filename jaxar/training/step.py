@@ -12,7 +12,7 @@ from jaxar import axes
 from jaxar.keys import key_for
 from jaxar.sharding import batch_sharding, replicated
 from jaxar.system import Trainable
-from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, widened
+from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, trim, widened
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import TrainState, ema_decay, init_state
 from jaxar.typing import Array
@@ -122,7 +122,9 @@ def compile_step(
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
-        return jitted.lower(state, batch).compile()
+        compiled = jitted.lower(state, batch).compile()
+    trim()
+    return compiled
 
 
 def _either(which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
