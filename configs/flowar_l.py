@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.width = 1024
     config.model.depth = (8, 8)
     config.model.heads = 16
-    config.model.remat = "branches"
+    config.model.remat = config.head.remat = "branches"
     config.head.depth = 12
     config.head.cross = True
     config.sample.guidance = 2.4

@@ -119,11 +119,10 @@ def test_parts_of_a_batch_have_the_mean_gradient(mesh):
     """Against the gradients of the parts themselves, with dropout."""
     config, system, params = system_and_params("xar_digits", "model.dropout=0.1")
     batch, key = batch_of(config, 8), jax.random.key(3)
-    (loss, _), total = steps._accumulated(system, 4)(params, batch, jnp.int32(0), key)
-    alone = []
+    (loss, _), total = jax.jit(steps._accumulated(system, 4))(params, batch, jnp.int32(0), key)
+    one, alone = jax.jit(steps._accumulated(system, 1)), []
     for i in range(4):
         rows = {name: value[i::4] for name, value in batch.items()}
-        one = steps._accumulated(system, 1)
         alone.append(one(params, rows, jnp.int32(0), jax.random.fold_in(key, i)))
     np.testing.assert_allclose(loss, np.mean([value[0][0] for value in alone]), rtol=1e-6)
     parts = [tree.paths(value[1]) for value in alone]
