@@ -543,7 +543,6 @@ from launch.compile import environment
 environment()
 import numpy as np
 from jaxar import sharding
-from jaxar.api import setup
 from launch import chips, programs
 for name in ("v5e:16x16", "v5p:4x4x8", "2 x v6e:8x8"):
     topology = chips.parse_topology(name)

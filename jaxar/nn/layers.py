@@ -241,8 +241,8 @@ class GatedMLP(Module):
     """down(gelu(gate(x)) up(x)).
 
     The paper calls it SwiGLU; the released code passes GELU as the activation, so GELU it is. In
-    half precision there are zeros after the inner units, up to whole vectors: between vectors that
-    are not full a TPU has to mask, wherever something is computed beside a product.
+    half precision zeros follow the inner units up to a multiple of LANES: vectors that are not full
+    a TPU has to mask in whatever it computes beside a product.
     Source: OliverRensu/xAR models/xar.py `Block`, timm `SwiGLU`.
     """
 
