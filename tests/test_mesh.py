@@ -15,6 +15,8 @@ from jaxar.api.model import Model
 from jaxar.assembly import build_system
 from jaxar.config import ConfigError
 from jaxar.keys import key_for
+from jaxar.nn import layers
+from jaxar.nn.module import bind, params_of
 from tests.shrink import NAMES, arrays, shrunk, with_autoencoder
 
 ONE = dict(data=1, fsdp=1, tensor=1)
@@ -256,6 +258,25 @@ def test_the_kernel_of_attention_serves_a_whole_network_on_a_mesh():
         np.testing.assert_allclose(
             tree.paths(many[1])[path], exact, rtol=1e-3, atol=1e-5, err_msg=path
         )
+
+
+def test_zeros_after_inner_units_are_nothing_on_a_mesh():
+    """Their number divides over `tensor` where that of the units, which stay whole, does not."""
+    mlp = layers.GatedMLP(16, 85, key=jax.random.key(0))
+    batch = jax.random.normal(jax.random.key(1), (8, 3, 16), jnp.bfloat16)
+
+    def loss(params, batch):
+        return jnp.mean(jnp.square(bind(mlp, params)(batch).astype(jnp.float32)))
+
+    many = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    one, other = (
+        differentiated(loss, params_of(mlp), batch, mesh)
+        for mesh in (sharding.make_mesh(ONE), many)
+    )
+    np.testing.assert_allclose(other[0], one[0], rtol=1e-2)
+    for path, exact in tree.paths(one[1]).items():
+        error = np.linalg.norm(tree.paths(other[1])[path] - exact)
+        assert error <= 2e-2 * np.linalg.norm(exact), path
 
 
 def slow_but(systems, *quick):
