@@ -62,7 +62,7 @@ class Talk:
         """Takes the chip, and the mesh's devices and names of axes."""
         self._chip, self._devices, self._axes = chip, devices, axes
         self._rows: dict[tuple[str, str, int], Collective] = {}
-        self._channels: set[tuple[int, str]] = set()
+        self._channels: set[str] = set()
 
     def hear(
         self,
@@ -74,13 +74,14 @@ class Talk:
     ) -> None:
         """Adds the collectives that an instruction is, or that are fused in it.
 
-        TPUs spread one collective over several fusions that compute meanwhile, all of one channel:
-        it counts once. A fusion of a reduction with the slices of its result scatters.
+        TPUs spread one collective over several fusions that compute meanwhile, in inner loops, too,
+        all of one channel: the first counts. A fusion of a reduction with the slices of its result
+        scatters.
         """
         scatters = any("all-reduce-scatter" in name for name in instruction.called)
         for inner, around in [(instruction, computation), *program.inside(instruction)]:
             kind = kind_of(inner)
-            if kind and not self._heard(inner, computation):
+            if kind and not self._heard(inner):
                 if kind == "all-reduce" and scatters:
                     kind = "reduce-scatter"
                 given = sum(operand(around, inner, i).bytes for i in range(len(inner.operands)))
@@ -89,14 +90,13 @@ class Talk:
                 else:
                     self._in_groups(kind, given, inner.attributes, times, known)
 
-    def _heard(self, instruction: Instruction, computation: Computation) -> bool:
+    def _heard(self, instruction: Instruction) -> bool:
         """Returns whether this is a further part of a collective that was added."""
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         if "async_collective_fusion_config" not in instruction.attributes or not channel:
             return False
-        key = (id(computation), channel.group(1))
-        known = key in self._channels
-        self._channels.add(key)
+        known = channel.group(1) in self._channels
+        self._channels.add(channel.group(1))
         return known
 
     def _in_groups(self, kind: str, given: int, text: str, times: int, known: bool) -> None:

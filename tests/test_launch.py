@@ -257,12 +257,20 @@ def test_collectives_inside_fusions_count_once_and_by_what_they_do():
   ROOT %g = bf16[64,8]{1,0} all-gather(%a), channel_id=7, replica_groups=[1,4]<=[4], \
 backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
 }
+%body (t: (bf16[16,8])) -> (bf16[16,8]) {
+  %t = (bf16[16,8]{1,0}) parameter(0)
+  %e = bf16[16,8]{1,0} get-tuple-element(%t), index=0
+  %z = bf16[64,8]{1,0} fusion(%e), kind=kCustom, calls=%part.1
+  ROOT %r = (bf16[16,8]{1,0}) tuple(%e)
+}
 ENTRY %main (p: bf16[64,8], q: bf16[16,8]) -> bf16[64,8] {
   %p = bf16[64,8]{1,0} parameter(0)
   %q = bf16[16,8]{1,0} parameter(1)
   %f = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
   %h = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
   %x = bf16[64,8]{1,0} fusion(%q), kind=kCustom, calls=%part.1
+  %u = (bf16[16,8]{1,0}) tuple(%q)
+  %w = (bf16[16,8]{1,0}) while(%u), body=%body, backend_config={"known_trip_count":{"n":"8"}}
   ROOT %y = bf16[64,8]{1,0} fusion(%q), kind=kCustom, calls=%part.1
 }
 """
