@@ -194,9 +194,10 @@ def small(name, *overrides):
     return configs.override(config, [*words, *overrides])
 
 
-def system_of(name, folder):
+def system_of(name, folder, mesh=ONE):
     """Returns a config, small and with dropout, its system and the autoencoder it has, if any."""
-    config = with_autoencoder(small(name), folder / "autoencoder")
+    sizes = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+    config = with_autoencoder(small(name, *sizes), folder / "autoencoder")
     ready = setup.prepare(config)
     autoencoder = loading.load_autoencoder(config, ready)
     return config, loading.attached(ready.system, autoencoder), autoencoder
@@ -308,12 +309,13 @@ def test_loss_and_gradients_are_those_of_one_device(name, sizes, tmp_path):
 
 @pytest.mark.parametrize(("name", "sizes"), slow_but(SYSTEMS, ("xar_digits", (2, 2, 2))))
 def test_samples_are_those_of_one_device(name, sizes, tmp_path):
-    config, system, autoencoder = system_of(name, tmp_path)
-    params = noised(system.init(jax.random.key(0)))
     labels, made = [1, 2, 3], []
     for mesh in (ONE, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))):
+        folder = tmp_path / f"{len(made)}"
+        folder.mkdir()
+        config, system, autoencoder = system_of(name, folder, mesh)
         devices = sharding.make_mesh(mesh)
-        placed = sharding.place(params, devices)
+        placed = sharding.place(noised(system.init(jax.random.key(0))), devices)
         model = Model(config, system, placed, devices, autoencoder=autoencoder)
         made.append(model.sample(labels))
     np.testing.assert_allclose(made[1], made[0], atol=1e-5 * np.abs(made[0]).max())
