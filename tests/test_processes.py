@@ -372,7 +372,8 @@ def test_samples_are_drawn_and_judged_by_many(tmp_path):
         assert len(list((output / "images").glob("*.png"))) == 40
         with np.load(output / "images.npz") as arrays:
             images = arrays["arr_0"].astype(int)
-        figures.append((images, json.loads((output / "result.json").read_text())))
+        found = json.loads((output / "result.json").read_text())
+        figures.append((images, found["figures"]))
     assert np.abs(figures[0][0] - figures[1][0]).max() <= 1
     name = "frechet_distance_digits"
     assert figures[1][1][name] == pytest.approx(figures[0][1][name], rel=1e-2)
