@@ -21,7 +21,7 @@ from typing import Any
 from jaxar import console
 from launch.compile import NOT_FIT, environment
 
-CONFIGS = "xar_b,xar_l,xar_h"
+CONFIGS = "xar_b,xar_l,xar_h,var_d30,flowar_h,mar_h"
 TOPOLOGIES = "v5e:16x16,v5p:4x4x8,v6e:16x16"
 TRAINING_BATCH, IMAGES_A_CHIP = 2048, 8
 DOCS = Path(__file__).resolve().parents[1] / "docs"
