@@ -148,9 +148,9 @@ def rows(report: Report) -> dict[str, str]:
         "operations": f"{report['done'] / 1e12:.3g} T done, {report['operations'] / 1e12:.3g} T of "
         "the algorithm",
         "traffic": f"{report['traffic'] / 1e9:.3g} GB of HBM",
-        "time": f"{_ms(report['seconds'])} {unit} by the cycles of its code, roofline "
-        f"{_ms(report['roofline'])}; communication {_ms(report['communication'])} more if none of "
-        "it overlaps",
+        "time": f"{duration(report['seconds'])} {unit} by the cycles of its code, roofline "
+        f"{duration(report['roofline'])}; communication {duration(report['communication'])} more "
+        "if none of it overlaps",
         "speed": f"{rate:,.0f} images/s, {rate / report['used']:.3g} a chip",
         "MFU": f"{report['mfu']:.1%}, {report['mfu_alone']:.1%} if no communication overlaps"
         if report["mfu"]
@@ -172,7 +172,7 @@ def collective_line(row: Mapping[str, Any]) -> str:
     count = f"{row['count']:,}" if row["known"] else f"{row['count']:,} or more"
     return (
         f"{row['kind']} over {row['axes']} ({row['group']}): {count} times, "
-        f"{_size(row['bytes'])}, {_ms(row['seconds'])}"
+        f"{_size(row['bytes'])}, {duration(row['seconds'])}"
     )
 
 
@@ -223,5 +223,6 @@ def _size(count: float | int) -> str:
     return f"{count:.0f} B"
 
 
-def _ms(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time in words: seconds from one on, else milliseconds."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

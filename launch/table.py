@@ -162,6 +162,8 @@ def render(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def _row(report: dict[str, Any]) -> str:
+    from launch.report import duration  # JAX comes with it, after `environment`
+
     share = f"{report['needed'] / report['usable']:.0%}" if report["needed"] else "too much"
     cells = [
         report["config"],
@@ -181,8 +183,8 @@ def _row(report: dict[str, Any]) -> str:
         share,
         f"{report['done'] / 1e12:.3g}",
         f"{report['operations'] / 1e12:.3g}",
-        f"{report['seconds'] * 1e3:.3g} ms",
-        f"{report['communication'] * 1e3:.2g} ms",
+        duration(report["seconds"]),
+        duration(report["communication"]),
         f"{rate:.3g}",
         f"{report['mfu']:.0%}",
         talk or "none",
