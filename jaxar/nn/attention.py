@@ -12,7 +12,7 @@ from jaxar import axes
 from jaxar.axes import hold
 from jaxar.nn import kernel
 from jaxar.nn.dropout import dropout, key_words
-from jaxar.nn.layers import Initial, Linear, split_or_none, xavier_uniform
+from jaxar.nn.layers import Initial, Linear, settled, split_or_none, xavier_uniform
 from jaxar.nn.module import RETURNED, Module, Param
 from jaxar.nn.rope import rotate
 from jaxar.typing import Array, Float, Mask
@@ -71,17 +71,31 @@ def attend(
     seen = k.shape[1] + (0 if past is None else past.keys.shape[2])
     on_tpu = way == "auto" and axes.platform() == "tpu" and kernel.fits(q.shape[1], seen)
     how = _by_kernel if on_tpu or way == "kernel" else _densely
-    out = how(q, k, v, past, mask, rope, scale, rate, key)
-    return checkpoint_name(out.reshape(*q.shape[:2], -1), RETURNED).reshape(q.shape)
+    return how(q, k, v, past, mask, rope, scale, rate, key)
 
 
 def _densely(q, k, v, past, mask, rope, scale, rate, key):
-    q, k, v = _joined(q, k, v, past, rope)
-    logits = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * scale
+    q, k, v = (_heads_first(x) for x in _joined(q, k, v, past, rope))
+    if q.dtype == jnp.float32:  # in half precision it would round queries once more
+        q, scale = q * scale, 1.0
+    logits = jnp.einsum("bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf)
-    weights = dropout(jax.nn.softmax(logits, -1).astype(v.dtype), rate, key)
-    return jnp.einsum("bknm,bmke->bnke", weights, v)
+        logits += jnp.where(mask, jnp.float32(0), -jnp.inf)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    weights = dropout(weights.astype(v.dtype), rate, key)
+    y = jnp.einsum("bknm,bkme->bkne", weights, v, preferred_element_type=jnp.float32)
+    return (checkpoint_name(y, RETURNED) / total).astype(v.dtype).swapaxes(1, 2)
+
+
+def _heads_first(x):
+    """Returns (b, k, n, e) of (b, n, k, e).
+
+    On CPUs in memory, too: the compiler then makes one loop over examples and heads, on all cores,
+    of the whole of attention. Elsewhere products turn their arguments themselves.
+    """
+    x = x.swapaxes(1, 2)
+    return settled(x) if axes.platform() == "cpu" else x
 
 
 def _joined(q, k, v, past, rope):
@@ -120,7 +134,8 @@ def _by_kernel(q, k, v, past, mask, rope, scale, rate, key):
     whole = (jnp.concatenate([words, layer]), jnp.where(seen, jnp.float32(0), -jnp.inf))
     whole += () if rope is None else (jnp.asarray(rope),)
     count = len(whole)
-    return axes.in_parts(part, (q, k, v, *before), ("batch", None, "heads"), whole)
+    y = axes.in_parts(part, (q, k, v, *before), ("batch", None, "heads"), whole)
+    return checkpoint_name(y.reshape(*q.shape[:2], -1), RETURNED).reshape(q.shape)
 
 
 class Attention(Module):

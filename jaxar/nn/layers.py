@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxar import axes
 from jaxar.axes import hold
 from jaxar.nn.dropout import dropout
 from jaxar.nn.module import PROJECTED, RETURNED, Module, Param
@@ -103,18 +104,18 @@ class Linear(Module):
         """Returns x kernel + bias.
 
         Of kernels with an axis of heads the compiler makes one product for each head, which leaves
-        a TPU's unit of 128 x 128 half empty if heads are 64 wide: those are made flat.
+        a TPU's unit of 128 x 128 half empty if heads are 64 wide: those are made flat. On CPUs so
+        are the rows: a gradient over several axes of rows copies them turned around, and is slow.
         """
         inner, outputs = len(self.inputs), kernel.shape[len(self.inputs) :]
         rows, flat = x.shape[: x.ndim - inner], math.prod(outputs)
         kernel = kernel.astype(x.dtype)
-        if kernel.ndim == 2:
-            y = x @ kernel
-        else:
+        if kernel.ndim > 2:
             kernel = kernel.reshape(math.prod(self.inputs), flat)
             if self.inputs[-1] % LANES or outputs[-1] % LANES:
                 kernel = jax.lax.optimization_barrier(kernel)
-            y = x.reshape(*rows, len(kernel)) @ kernel
+        merged = (-1,) if axes.platform() == "cpu" else rows
+        y = x.reshape(*merged, len(kernel)) @ kernel
         if bias is not None:
             y = y + bias.astype(x.dtype).reshape(flat)
         return checkpoint_name(y, PROJECTED).reshape(*rows, *outputs)
