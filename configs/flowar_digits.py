@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
         attention_dropout=0.0,
         dtype="float32",
         remat="none",
-        unroll=1,
+        unroll=2,
         attention="auto",
     )
     config.head = spec(
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
         mlp_ratio=4.0,
         dtype="float32",
         remat="none",
-        unroll=1,
+        unroll=2,
         attention="auto",
     )
 

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
         drop_path=0.0,
         dtype="float32",
         remat="none",
-        unroll=1,
+        unroll=4,
         attention="auto",
     )
 

@@ -99,6 +99,18 @@ def test_a_linear_map_of_axes_is_a_reshaped_product(inputs, outputs):
     close(linear(x), flat.reshape(5, 7, *linear.outputs))
 
 
+def test_products_of_a_linear_map_and_its_gradients_see_rows_as_one_axis_on_cpus():
+    linear = layers.Linear(6, (4, 2), key=jax.random.key(0))
+
+    def loss(params, x):
+        return jnp.sum(bind(linear, params)(x) ** 2)
+
+    graded = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params_of(linear), normal(1, 3, 5, 6))
+    products = [e for e in graded.eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 3
+    assert {x.aval.ndim for product in products for x in product.invars} == {2}
+
+
 def test_the_initial_kernel_sees_flattened_sizes():
     shapes = [((64, 48), 64, 48), ((8, 8, 48), (8, 8), 48), ((64, 3, 16), 64, (3, 16))]
     for shape, inputs, outputs in shapes:
@@ -292,6 +304,32 @@ def test_attention_is_its_loops(masked):
         weight = np.exp([float(q[b, n, h] @ k[b, m, h]) / 2 for m in seen])
         mean = sum(w * np.asarray(v[b, m, h]) for w, m in zip(weight, seen, strict=True))
         close(out[b, n, h], mean / weight.sum())
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0], ids=["small", "large logits"])
+def test_the_gradient_of_attention_is_that_of_a_softmax(size):
+    q, k, v = size * normal(0, 2, 3, 2, 4), normal(1, 2, 5, 2, 4), normal(2, 2, 5, 2, 4)
+    mask = np.tril(np.ones((3, 5), bool), 1)
+
+    def by_softmax(q, k, v):
+        logits = jnp.where(mask, jnp.einsum("bnke,bmke->bknm", q, k) / 2, -jnp.inf)
+        return jnp.sum(jnp.einsum("bknm,bmke->bnke", jax.nn.softmax(logits), v) ** 2)
+
+    def ours(q, k, v):
+        return jnp.sum(attend(q, k, v, mask) ** 2)
+
+    for found, wanted in zip(
+        *(jax.grad(f, (0, 1, 2))(q, k, v) for f in (ours, by_softmax)), strict=True
+    ):
+        largest = jnp.abs(wanted).max()
+        close(found / largest, wanted / largest, size * 1e-5)
+
+
+def test_attention_in_half_precision_is_within_its_rounding():
+    q, k, v = (normal(i, 2, 8, 2, 24).astype(jnp.bfloat16) for i in range(3))
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)))
+    error = attend(q, k, v).astype(jnp.float32) - exact
+    assert jnp.linalg.norm(error) < 2**-8 * jnp.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
