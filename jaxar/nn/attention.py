@@ -75,6 +75,7 @@ def attend(
 
 
 def _densely(q, k, v, past, mask, rope, scale, rate, key):
+    """The sum of the weights divides what they give, which is narrower than they are."""
     q, k, v = (_heads_first(x) for x in _joined(q, k, v, past, rope))
     if q.dtype == jnp.float32:  # in half precision it would round queries once more
         q, scale = q * scale, 1.0
