@@ -81,12 +81,17 @@ def _densely(q, k, v, past, mask, rope, scale, rate, key):
         q, scale = q * scale, 1.0
     logits = jnp.einsum("bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
-        logits += jnp.where(mask, jnp.float32(0), -jnp.inf)
+        logits += _bias(mask)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     weights = dropout(weights.astype(v.dtype), rate, key)
     y = jnp.einsum("bknm,bkme->bkne", weights, v, preferred_element_type=jnp.float32)
     return (checkpoint_name(y, RETURNED) / total).astype(v.dtype).swapaxes(1, 2)
+
+
+def _bias(mask):
+    """Returns 0 where a query sees a key, -inf elsewhere: what is added to the logits, float32."""
+    return jnp.where(mask, jnp.float32(0), -jnp.inf)
 
 
 def _heads_first(x):
@@ -132,7 +137,7 @@ def _by_kernel(q, k, v, past, mask, rope, scale, rate, key):
         start = jnp.concatenate([words[:2], first[::2], words[2:]])
         return attend(q, k, v, before, bias, rope[0] if rope else None, start)
 
-    whole = (jnp.concatenate([words, layer]), jnp.where(seen, jnp.float32(0), -jnp.inf))
+    whole = (jnp.concatenate([words, layer]), _bias(seen))
     whole += () if rope is None else (jnp.asarray(rope),)
     count = len(whole)
     y = axes.in_parts(part, (q, k, v, *before), ("batch", None, "heads"), whole)
