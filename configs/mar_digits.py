@@ -1,7 +1,7 @@
 """A small MAR on real handwritten digits: minutes on two CPU cores.
 
 Data: the 1,797 digits of scikit-learn at 16 x 16, as in configs/xar_digits.py. Patches of 4 x 4
-pixels make 16 tokens, drawn one by one in random order. 96.0 % of 1,000 samples were recognised as
+pixels make 16 tokens, drawn one by one in random order. 97.4 % of 1,000 samples were recognised as
 their class after the 2,000 steps.
 
     python -m jaxar.main --config=configs/mar_digits.py
