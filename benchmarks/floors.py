@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 from jaxar import assembly
+from jaxar.core.plan import Plan, unmasking
 from jaxar.flow.guidance import share_of
-from jaxar.plan import Plan, unmasking
 from jaxar.tree import paths
 
 TWICE = ("heun", "midpoint")

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.pipe import BenchmarkError
 from jaxar import config as configs
-from jaxar.api import setup
+from jaxar.runs import setup
 from launch.programs import complete
 
 RECORDS = 1024

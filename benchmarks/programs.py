@@ -1,6 +1,6 @@
 """The programs of a config with arguments in place: a training step and the sampling of a batch.
 
-They are those of `jaxar.training.step` and `jaxar.api.model`, on all devices of the config's mesh,
+They are those of `jaxar.training.step` and `jaxar.runs.model`, on all devices of the config's mesh,
 with initial parameters and random data made in memory. Sampling ends with latents where the system
 models those of an autoencoder: the decoder is not part of it.
 """
@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 from benchmarks.pipe import BenchmarkError
-from jaxar import assembly, sharding
+from jaxar import assembly
 from jaxar import config as configs
-from jaxar.api import setup
-from jaxar.api.model import sampler
-from jaxar.keys import key_for
+from jaxar.core.keys import key_for
+from jaxar.parallel import sharding
+from jaxar.runs import setup
+from jaxar.runs.model import sampler
 from jaxar.training.memory import state_shardings
 from jaxar.training.step import compile_step, training_of
 from launch.programs import complete, count_operations

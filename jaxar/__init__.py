@@ -13,26 +13,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxar.api.editing import edit
-    from jaxar.api.encoding import encode
-    from jaxar.api.evaluation import evaluate, evaluate_images
-    from jaxar.api.exporting import export
-    from jaxar.api.loading import load
-    from jaxar.api.model import Model
-    from jaxar.api.training import train
-    from jaxar.picture import grid, to_pil
+    from jaxar.evaluation.evaluate import evaluate, evaluate_images
+    from jaxar.runs.edit import edit
+    from jaxar.runs.encode import encode
+    from jaxar.runs.export import export
+    from jaxar.runs.load import load
+    from jaxar.runs.model import Model
+    from jaxar.runs.picture import grid, to_pil
+    from jaxar.runs.train import train
 
 _HOMES = {
-    "Model": "jaxar.api.model",
-    "edit": "jaxar.api.editing",
-    "encode": "jaxar.api.encoding",
-    "evaluate": "jaxar.api.evaluation",
-    "evaluate_images": "jaxar.api.evaluation",
-    "export": "jaxar.api.exporting",
-    "grid": "jaxar.picture",
-    "load": "jaxar.api.loading",
-    "to_pil": "jaxar.picture",
-    "train": "jaxar.api.training",
+    "Model": "jaxar.runs.model",
+    "edit": "jaxar.runs.edit",
+    "encode": "jaxar.runs.encode",
+    "evaluate": "jaxar.evaluation.evaluate",
+    "evaluate_images": "jaxar.evaluation.evaluate",
+    "export": "jaxar.runs.export",
+    "grid": "jaxar.runs.picture",
+    "load": "jaxar.runs.load",
+    "to_pil": "jaxar.runs.picture",
+    "train": "jaxar.runs.train",
 }
 
 __all__ = [

@@ -10,15 +10,15 @@ from typing import Any
 
 import jax
 
-from jaxar import plan
 from jaxar.config import ConfigError
-from jaxar.contexts.base import Network, Settings
-from jaxar.entities import Codes, Entities, Latents
+from jaxar.core import plan
 from jaxar.flow.guidance import Guidance
 from jaxar.heads.flow import Flow
-from jaxar.models.autoencoder import Autoencoding
-from jaxar.registry import PARTS, build
+from jaxar.objectives.autoencoder import Autoencoding
+from jaxar.registry import build, lookup
+from jaxar.schemes.base import Network, Settings
 from jaxar.system import System
+from jaxar.tokenizers.tokens import Codes, Entities, Latents
 
 FITTING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "noisy": (("xar",), ("velocity",)),
@@ -57,7 +57,7 @@ def build_settings(config: Any, **changes: Any) -> Settings:
       ValueError: a setting makes no sense, or is not one of this system's.
     """
     given = {**config.sample, **{k: v for k, v in changes.items() if v is not None}}
-    draw: Any = PARTS["draw"][config.head.name]
+    draw: Any = lookup("draw", config.head.name)
     own = [field.name for field in dataclasses.fields(draw)]
     masked = config.context.name == "masked"
     allowed = {*SAMPLE_FIELDS, *own, *(["iterations"] if masked else [])}

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(configs.render(config))
             return
         if known.dry_run:
-            from jaxar.api.table import dry_run
+            from jaxar.runs.dry_run import dry_run
 
             print(dry_run(config))
             return
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 @contextlib.contextmanager
 def _joined(flags: argparse.Namespace) -> Iterator[None]:
     """Joins the other processes of the job, if there are any, and ends with them."""
-    from jaxar import distributed
+    from jaxar.parallel import distributed
 
     distributed.start(
         coordinator=flags.coordinator,
@@ -167,8 +167,8 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
     """Does what the flags ask of a config; `overrides` are the fields set on the command line."""
     from pathlib import Path
 
-    from jaxar.api import setup
     from jaxar.data.loader import DataError
+    from jaxar.runs import setup
     from jaxar.training.loop import DivergedError
 
     workdir = Path(flags.workdir) if flags.workdir else setup.default_workdir(config.name)
@@ -181,7 +181,9 @@ def run(config: Any, flags: argparse.Namespace, overrides: Sequence[str] = ()) -
 
 
 def _train(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workdir: Any) -> None:
-    from jaxar.api import evaluation, setup, training
+    from jaxar.evaluation import evaluate as evaluation
+    from jaxar.runs import setup
+    from jaxar.runs import train as training
 
     model = training.train(config, workdir=workdir)
     if setup.ends_with_evaluation(config):
@@ -189,20 +191,24 @@ def _train(config: Any, flags: argparse.Namespace, overrides: Sequence[str], wor
 
 
 def _convert(config: Any, flags: argparse.Namespace, overrides: Any, workdir: Any) -> None:
-    from jaxar.api import exporting
+    from jaxar.runs import export as exporting
 
     exporting.convert(config, flags.source, workdir=workdir)
 
 
 def _encode(config: Any, flags: argparse.Namespace, overrides: Any, workdir: Any) -> None:
-    from jaxar.api import encoding
+    from jaxar.runs import encode as encoding
 
     encoding.encode(config, flags.source, flags.output)
 
 
 def _use(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workdir: Any) -> None:
     """Samples, edits, evaluates or exports a trained or released model."""
-    from jaxar.api import editing, evaluation, exporting, loading, training
+    from jaxar.evaluation import evaluate as evaluation
+    from jaxar.runs import edit as editing
+    from jaxar.runs import export as exporting
+    from jaxar.runs import load as loading
+    from jaxar.runs import train as training
 
     overrides = [*overrides, *_evaluation_overrides(config, flags)]
     if flags.weights:
@@ -227,7 +233,7 @@ def _use(config: Any, flags: argparse.Namespace, overrides: Sequence[str], workd
 
 
 def _judge_images(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from jaxar.api import evaluation
+    from jaxar.evaluation import evaluate as evaluation
 
     if overrides or flags.config:
         raise configs.ConfigError("--samples are judged as they are: leave --config out.")

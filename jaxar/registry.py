@@ -1,128 +1,116 @@
-"""Names of parts in configs, and the constructors they stand for.
+"""Names of parts in configs, and where they are defined.
 
-`build(kind, spec)` makes one part, `convert(name, ...)` reads released weights of a network. Adding
-a part means adding one row; `assembly` joins the parts of a config.
+    PARTS[kind][name] = "module:attribute"
+
+A row is resolved when it is used, so importing this module imports no part. `build(kind, spec)`
+makes one part, `convert(name, ...)` reads released weights of a network. Adding a part means adding
+one row; `assembly` joins the parts of a config.
 """
 
 import dataclasses
-import functools
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from jaxar import plan
-from jaxar.backbones.flowar import FlowAR
-from jaxar.backbones.mar import MAR
-from jaxar.backbones.var import VAR
-from jaxar.backbones.xar import XAR
 from jaxar.config import ConfigDict, ConfigError
-from jaxar.contexts.masked import Masked
-from jaxar.contexts.noisy import Clean, Noisy
-from jaxar.contexts.shifted import Shifted
-from jaxar.convert import flowar as flowar_weights
-from jaxar.convert import inception as inception_weights
-from jaxar.convert import kl_vae, vq_vae
-from jaxar.convert import mar as mar_weights
-from jaxar.convert import var as var_weights
-from jaxar.convert import xar as xar_weights
-from jaxar.convert.files import read_state
-from jaxar.convert.graph_def import read_constants
-from jaxar.data import folder, glyphs, latents, source, tfds
-from jaxar.flow import path, time
-from jaxar.heads.categorical import Categorical, Choosing
-from jaxar.heads.diffusion import Denoising, DiffusionHead
-from jaxar.heads.flow import Solving
-from jaxar.heads.flow_network import FlowNetwork
-from jaxar.metrics import inception
-from jaxar.metrics.evaluation import Fidelity, NoEvaluation, Recognition
-from jaxar.models.perceptual import Features
-from jaxar.models.quantized import QuantizedAutoencoding
-from jaxar.models.variational import VariationalAutoencoding
-from jaxar.tokenizers.features import FeatureMap
-from jaxar.tokenizers.implicit import FiniteScalar, LookupFree
-from jaxar.tokenizers.moments import Moments
-from jaxar.tokenizers.patch import Patch
-from jaxar.tokenizers.quantize import VectorQuantizer
-from jaxar.tokenizers.vae import KLAutoencoder
-from jaxar.tokenizers.vq import VQAutoencoder
 from jaxar.typing import Params
 
+PARTS: dict[str, dict[str, str]] = {
+    "data": {
+        "digits": "jaxar.data.source:Digits",
+        "folder": "jaxar.data.folder:ImageFolder",
+        "glyphs": "jaxar.data.glyphs:Glyphs",
+        "latent_folder": "jaxar.data.latents:LatentFolder",
+        "latent_records": "jaxar.data.latents:LatentRecords",
+        "tfds": "jaxar.data.tfds:Tfds",
+    },
+    "tokenizer": {
+        "patch": "jaxar.tokenizers.adapters.patch:Patch",
+        "moments": "jaxar.tokenizers.adapters.moments:Moments",
+        "features": "jaxar.tokenizers.adapters.features:FeatureMap",
+    },
+    "plan": {
+        "token": "jaxar.core.plan:token",
+        "cell": "jaxar.core.plan:cell",
+        "subsample": "jaxar.core.plan:subsample",
+        "scale": "jaxar.core.plan:scale",
+        "image": "jaxar.core.plan:image",
+    },
+    "model": {
+        "xar": "jaxar.systems.image.xar:XAR",
+        "var": "jaxar.systems.image.var:VAR",
+        "flowar": "jaxar.systems.image.flowar:FlowAR",
+        "mar": "jaxar.systems.image.mar:MAR",
+    },
+    "head": {
+        "velocity": "jaxar.heads.base:no_head",
+        "categorical": "jaxar.heads.categorical:Categorical",
+        "flow_network": "jaxar.heads.flow_network:FlowNetwork",
+        "diffusion": "jaxar.heads.diffusion:DiffusionHead",
+    },
+    "context": {
+        "noisy": "jaxar.schemes.noisy:Noisy",
+        "clean": "jaxar.schemes.noisy:Clean",
+        "shifted": "jaxar.schemes.shifted:Shifted",
+        "masked": "jaxar.schemes.masked:Masked",
+    },
+    "draw": {
+        "velocity": "jaxar.heads.flow:Solving",
+        "flow_network": "jaxar.heads.flow:Solving",
+        "categorical": "jaxar.heads.categorical:Choosing",
+        "diffusion": "jaxar.heads.diffusion:Denoising",
+    },
+    "autoencoder": {
+        "kl": "jaxar.tokenizers.autoencoders.kl:KLAutoencoder",
+        "vq": "jaxar.tokenizers.autoencoders.vq:VQAutoencoder",
+    },
+    "quantizer": {
+        "vector": "jaxar.tokenizers.quantizers.vector:VectorQuantizer",
+        "finite_scalar": "jaxar.tokenizers.quantizers.implicit:FiniteScalar",
+        "lookup_free": "jaxar.tokenizers.quantizers.implicit:LookupFree",
+    },
+    "loss": {
+        "autoencoder": "jaxar.objectives.variational:VariationalAutoencoding",
+        "quantized": "jaxar.objectives.quantized:QuantizedAutoencoding",
+    },
+    "perceptual": {
+        "none": "jaxar.objectives.perceptual:no_features",
+        "inception": "jaxar.evaluation.inception_weights:inception_maps",
+    },
+    "path": {"linear": "jaxar.flow.path:Linear", "cosine": "jaxar.flow.path:Cosine"},
+    "time": {
+        "uniform": "jaxar.flow.time:Uniform",
+        "logit_normal": "jaxar.flow.time:LogitNormal",
+        "shifted": "jaxar.flow.time:Shifted",
+    },
+    "evaluation": {
+        "none": "jaxar.evaluation.parts:NoEvaluation",
+        "recognition": "jaxar.evaluation.parts:Recognition",
+        "fidelity": "jaxar.evaluation.parts:Fidelity",
+    },
+    "weights": {
+        "xar": "jaxar.systems.image.xar:from_state_dict",
+        "flowar": "jaxar.systems.image.flowar:from_state_dict",
+        "mar": "jaxar.systems.image.mar:from_state_dict",
+        "var": "jaxar.systems.image.var:from_state_dict",
+        "kl_autoencoder": "jaxar.tokenizers.autoencoders.kl:from_state_dict",
+        "vq_autoencoder": "jaxar.tokenizers.autoencoders.vq:from_state_dict",
+    },
+}
 
-def read_inception(path: str | Path) -> Params:
-    """Returns the parameters of the 2015 Inception network, as NumPy arrays.
 
-    Args:
-      path: File in torch-fidelity's, pytorch-fid's or TensorFlow's (.pb) layout.
+def lookup(kind: str, name: str | None) -> Any:
+    """Returns what a name of a kind of part stands for, imported now.
 
     Raises:
-      ValueError: it does not hold the network; one sentence says why.
+      ConfigError: there is no such name.
     """
-    if Path(path).suffix == ".pb":
-        return inception_weights.from_graph_def(read_constants(path), inception.shapes)
-    with read_state(path) as state:
-        return inception_weights.from_state_dict(state, inception.shapes)
-
-
-def _no_features() -> None:
-    """Returns no feature network."""
-
-
-def _no_head() -> None:
-    """Returns no head: the backbone itself predicts velocities."""
-
-
-def _inception_maps(weights: str) -> Features:
-    """Returns the feature network of a file with Inception's weights."""
-    params = jax.device_put(read_inception(weights))
-    return functools.partial(inception.maps, params)
-
-
-PARTS: dict[str, dict[str, Callable[..., Any]]] = {
-    "data": {
-        "digits": source.Digits,
-        "folder": folder.ImageFolder,
-        "glyphs": glyphs.Glyphs,
-        "latent_folder": latents.LatentFolder,
-        "latent_records": latents.LatentRecords,
-        "tfds": tfds.Tfds,
-    },
-    "tokenizer": {"patch": Patch, "moments": Moments, "features": FeatureMap},
-    "plan": {
-        "token": plan.token,
-        "cell": plan.cell,
-        "subsample": plan.subsample,
-        "scale": plan.scale,
-        "image": plan.image,
-    },
-    "model": {"xar": XAR, "var": VAR, "flowar": FlowAR, "mar": MAR},
-    "head": {
-        "velocity": _no_head,
-        "categorical": Categorical,
-        "flow_network": FlowNetwork,
-        "diffusion": DiffusionHead,
-    },
-    "context": {"noisy": Noisy, "clean": Clean, "shifted": Shifted, "masked": Masked},
-    "draw": {
-        "velocity": Solving,
-        "flow_network": Solving,
-        "categorical": Choosing,
-        "diffusion": Denoising,
-    },
-    "autoencoder": {"kl": KLAutoencoder, "vq": VQAutoencoder},
-    "quantizer": {
-        "vector": VectorQuantizer,
-        "finite_scalar": FiniteScalar,
-        "lookup_free": LookupFree,
-    },
-    "loss": {"autoencoder": VariationalAutoencoding, "quantized": QuantizedAutoencoding},
-    "perceptual": {"none": _no_features, "inception": _inception_maps},
-    "path": {"linear": path.Linear, "cosine": path.Cosine},
-    "evaluation": {"none": NoEvaluation, "recognition": Recognition, "fidelity": Fidelity},
-    "time": {"uniform": time.Uniform, "logit_normal": time.LogitNormal, "shifted": time.Shifted},
-}
+    table = PARTS[kind]
+    if name not in table:
+        raise ConfigError(f"config.{kind} has no choice {name!r}: choose one of {sorted(table)}.")
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: Any) -> Any:
@@ -142,10 +130,7 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
     """
     arguments = dict(spec)
     name = arguments.pop("name", None)
-    table = PARTS[kind]
-    if name not in table:
-        raise ConfigError(f"config.{kind} has no choice {name!r}: choose one of {sorted(table)}.")
-    make = table[name]
+    make = lookup(kind, name)
     function, given = (make.__init__, (None, *args)) if inspect.isclass(make) else (make, args)
     parameters = list(inspect.signature(function).parameters.values())[len(given) :]
     own = {p.name: p.default for p in parameters if p.name not in more}
@@ -179,28 +164,18 @@ def build(kind: str, spec: Mapping[str, Any] | ConfigDict, *args: Any, **more: A
         raise ConfigError(f"config.{kind}: {error}") from error
 
 
-CONVERTERS: dict[str, Callable[[Mapping[str, Any], Any], Params]] = {
-    "xar": xar_weights.from_state_dict,
-    "flowar": flowar_weights.from_state_dict,
-    "mar": mar_weights.from_state_dict,
-    "var": var_weights.from_state_dict,
-    "kl_autoencoder": kl_vae.from_state_dict,
-    "vq_autoencoder": vq_vae.from_state_dict,
-}
-"""Reader of released weights for each network: (state, template) -> parameters."""
-
-
 def convert(name: str, state: Mapping[str, Any], template: Any) -> Params:
     """Returns the parameters of a network that released weights hold.
 
     Args:
-      name: Row of `CONVERTERS`.
+      name: Row of `PARTS["weights"]`: name of the network.
       state: Arrays by key of the release.
       template: Parameter tree of arrays or shapes.
 
     Raises:
       ValueError: nothing was released for this network, or the weights are not of it.
     """
-    if name not in CONVERTERS:
-        raise ValueError(f"no released weights are known for {name!r}, but for {list(CONVERTERS)}")
-    return CONVERTERS[name](state, template)
+    known = PARTS["weights"]
+    if name not in known:
+        raise ValueError(f"no released weights are known for {name!r}, only for {sorted(known)}.")
+    return lookup("weights", name)(state, template)

@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxar.contexts.base import Context, Request, Settings
-from jaxar.draws import Draws
-from jaxar.entities import Entities
+from jaxar.core.plan import Plan
+from jaxar.core.random import Draws
 from jaxar.heads.base import Known
 from jaxar.nn.module import as_used, bind, params_of
-from jaxar.plan import Plan
+from jaxar.schemes.base import Context, Request, Settings
+from jaxar.tokenizers.tokens import Entities
 from jaxar.typing import Array, Float, Int, Params
 
 

@@ -1,6 +1,6 @@
 """The programs of a config, compiled for devices that are not there.
 
-They are those of `jaxar.training.step` and `jaxar.api.model`, given shapes with their shardings in
+They are those of `jaxar.training.step` and `jaxar.runs.model`, given shapes with their shardings in
 place of arrays. The memory that a real run takes beside them: batches that wait (a few MB) and what
 the runtime keeps for itself.
 """
@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import assembly, checkpoint, sharding
-from jaxar.api import setup, table
-from jaxar.api.loading import attached
-from jaxar.api.model import Autoencoder, Origin, sampler
+from jaxar import assembly, checkpoint
 from jaxar.nn.module import params_of
+from jaxar.parallel import sharding
+from jaxar.runs import dry_run as table
+from jaxar.runs import setup
+from jaxar.runs.load import attached
+from jaxar.runs.model import Autoencoder, Origin, sampler
 from jaxar.training.step import compile_step, training_of
 from launch import schedule
 from launch.chips import LaunchError, Topology

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxar.contexts.base import Request
-from jaxar.draws import Draws
+from jaxar.core.random import Draws
+from jaxar.schemes.base import Request
 
 
 @dataclasses.dataclass(frozen=True)

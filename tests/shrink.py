@@ -7,10 +7,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxar import config as configs
-from jaxar.api.loading import TOKENIZER
 from jaxar.assembly import build_autoencoder, build_system
 from jaxar.data.source import Arrays
 from jaxar.nn.module import params_of
+from jaxar.runs.load import TOKENIZER
 from jaxar.tree import paths
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))

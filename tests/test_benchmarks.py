@@ -8,9 +8,9 @@ from benchmarks import floors, host, measure, peer, profile, programs, run, scal
 from benchmarks.ceilings import Ceilings
 from benchmarks.pipe import BenchmarkError, Worker
 from jaxar import config as configs
-from jaxar import sharding
-from jaxar.api.model import Model
 from jaxar.assembly import build_system
+from jaxar.parallel import sharding
+from jaxar.runs.model import Model
 from launch.programs import count_operations
 from tests.shrink import shrunk
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxar import plan
-from jaxar.backbones.var import VAR
-from jaxar.contexts.base import Network, Settings
-from jaxar.contexts.shifted import Shifted
-from jaxar.draws import Draws
-from jaxar.entities import Codes
+from jaxar.core import plan
+from jaxar.core.random import Draws
 from jaxar.flow.guidance import Guidance, Guide, share_of
 from jaxar.heads.base import Known, Turn
 from jaxar.heads.categorical import Categorical, Choosing, top_k, top_p
 from jaxar.nn.module import bind
+from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
-from jaxar.tokenizers.features import FeatureMap
-from jaxar.tokenizers.quantize import VectorQuantizer
-from jaxar.tokenizers.residual import MultiScaleQuantizer
+from jaxar.systems.image.var import VAR
+from jaxar.tokenizers.adapters.features import FeatureMap
+from jaxar.tokenizers.quantizers.residual import MultiScaleQuantizer
+from jaxar.tokenizers.quantizers.vector import VectorQuantizer
+from jaxar.tokenizers.tokens import Codes
 from tests.given import Given, sample_given
 
 LEVELS = (1, 2, (2, 3), (3, 4))

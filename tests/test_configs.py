@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from jaxar import config as configs
-from jaxar.api import loading, setup, training
-from jaxar.api.model import Model
-from jaxar.contexts.base import Settings
 from jaxar.flow.guidance import Guidance, share_of
 from jaxar.heads.flow import FlowNoise, Solving
 from jaxar.nn.module import bind
+from jaxar.runs import load as loading
+from jaxar.runs import setup
+from jaxar.runs import train as training
+from jaxar.runs.model import Model
+from jaxar.schemes.base import Settings
 from tests.given import Given, sample_given
 from tests.shrink import NAMES, arrays, shrunk, system_and_params, with_autoencoder
 

@@ -11,12 +11,11 @@ import pytest
 
 from jaxar import config
 from jaxar.assembly import build_system
-from jaxar.backbones.xar import XAR
-from jaxar.convert.core import Row, convert, linear
-from jaxar.convert.xar import BUFFERS, ROWS, from_state_dict
+from jaxar.core.plan import cell
 from jaxar.nn.module import params_of
-from jaxar.plan import cell
+from jaxar.systems.image.xar import BUFFERS, ROWS, XAR, from_state_dict
 from jaxar.tree import count, paths
+from jaxar.weights.tables import Row, convert, linear
 
 RNG = np.random.default_rng(0)
 GOLDENS = pathlib.Path(__file__).parent / "goldens"

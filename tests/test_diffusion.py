@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import plan
-from jaxar.draws import Draws
+from jaxar.core import plan
+from jaxar.core.random import Draws
 from jaxar.flow.diffusion import Diffusion
 from jaxar.flow.guidance import Guidance, Guide
 from jaxar.heads.base import Turn

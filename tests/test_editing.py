@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxar.api import setup
-from jaxar.api.editing import SHAPES, edit, named_mask
-from jaxar.api.model import Model
 from jaxar.config import ConfigError
-from jaxar.plan import cell, scale
+from jaxar.core.plan import cell, scale
+from jaxar.runs import setup
+from jaxar.runs.edit import SHAPES, edit, named_mask
+from jaxar.runs.model import Model
 from tests.shrink import system_and_params
 
 NAMES = ["xar_digits", "xar_digits_token", "xar_digits_scale"]

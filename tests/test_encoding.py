@@ -11,13 +11,18 @@ from PIL import Image
 import jaxar
 from jaxar import config as configs
 from jaxar import console, main
-from jaxar.api import encoding, evaluation, exporting, loading, setup, training
 from jaxar.config import ConfigError
 from jaxar.data import latents
 from jaxar.data.folder import ImageFolder
 from jaxar.data.loader import DataError
 from jaxar.data.source import Digits
+from jaxar.evaluation import evaluate as evaluation
 from jaxar.nn.module import bind
+from jaxar.runs import encode as encoding
+from jaxar.runs import export as exporting
+from jaxar.runs import load as loading
+from jaxar.runs import setup
+from jaxar.runs import train as training
 from tests.released import write_tiny
 from tests.shrink import shrunk, with_autoencoder
 

@@ -17,10 +17,12 @@ from PIL import Image
 
 import jaxar
 from jaxar import console, main
-from jaxar.api import features, fidelity, sampleset, setup
-from jaxar.api.model import Model
 from jaxar.config import ConfigError
-from jaxar.metrics.reference import write_reference
+from jaxar.evaluation import features, fidelity
+from jaxar.evaluation import sample_set as sampleset
+from jaxar.evaluation.reference import write_reference
+from jaxar.runs import setup
+from jaxar.runs.model import Model
 from tests.released import write_inception
 from tests.shrink import system_and_params
 

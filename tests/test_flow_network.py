@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import plan
-from jaxar.backbones.flowar import FlowAR
-from jaxar.contexts.base import Network, Settings
-from jaxar.contexts.shifted import Shifted
-from jaxar.draws import Draws
-from jaxar.entities import Latents
+from jaxar.core import plan
+from jaxar.core.plan import Layout
+from jaxar.core.random import Draws
 from jaxar.flow.guidance import Guidance, Guide, share_of
 from jaxar.flow.path import Linear
 from jaxar.flow.time import Uniform, two_part_grid
@@ -22,9 +19,12 @@ from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.heads.flow_network import FlowNetwork
 from jaxar.nn.module import bind, params_of
 from jaxar.nn.transformer import Compute
-from jaxar.plan import Layout
+from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
-from jaxar.tokenizers.patch import Patch
+from jaxar.systems.image.flowar import FlowAR
+from jaxar.tokenizers.adapters.patch import Patch
+from jaxar.tokenizers.tokens import Latents
 from tests.given import Given, sample_given
 
 CHANNELS, HIDDEN, CLASSES, BATCH = 3, 16, 4, 2

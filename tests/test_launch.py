@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxar import sharding
-from jaxar.api import setup
+from jaxar.parallel import sharding
+from jaxar.runs import setup
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import init_state
 from launch import compile as compile_main

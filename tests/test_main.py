@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
 def test_public_functions_stay_functions():
     """A folder named as a public function would take its place at the first import."""
     code = (
-        "import jaxar, jaxar.api\n"
+        "import jaxar, jaxar.runs\n"
         "for name in jaxar.__all__ * 2:\n"
         "    assert callable(getattr(jaxar, name)), name\n"
     )

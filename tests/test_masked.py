@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import plan
 from jaxar.assembly import build_settings
-from jaxar.contexts.base import Request, Settings
-from jaxar.contexts.masked import Masked
-from jaxar.draws import Draws
-from jaxar.entities import Latents
+from jaxar.core import plan
+from jaxar.core.plan import unmasking
+from jaxar.core.random import Draws
 from jaxar.heads.base import Known
 from jaxar.heads.diffusion import Denoising
 from jaxar.nn.module import bind
-from jaxar.plan import unmasking
-from jaxar.tokenizers.moments import Moments
+from jaxar.schemes.base import Request, Settings
+from jaxar.schemes.masked import Masked
+from jaxar.tokenizers.adapters.moments import Moments
+from jaxar.tokenizers.tokens import Latents
 from tests.given import Given, sample_given
 from tests.shrink import system_and_params
 

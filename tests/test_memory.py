@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from jaxar import config as configs
-from jaxar import main, sharding, tree
-from jaxar.api import loading, setup, table
+from jaxar import main, tree
 from jaxar.assembly import build_system
 from jaxar.config import ConfigError
+from jaxar.parallel import sharding
+from jaxar.runs import dry_run as table
+from jaxar.runs import load as loading
+from jaxar.runs import setup
 from jaxar.training import step as steps
 from jaxar.training.loop import fit
 from jaxar.training.memory import Memory, averaged, kept_in, narrowed, state_shardings

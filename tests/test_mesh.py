@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxar import axes, main, sharding, tree
 from jaxar import config as configs
-from jaxar.api import loading, setup, table
-from jaxar.api.model import Model
+from jaxar import main, tree
 from jaxar.assembly import build_system
 from jaxar.config import ConfigError
-from jaxar.keys import key_for
+from jaxar.core.keys import key_for
 from jaxar.nn import layers
 from jaxar.nn.module import bind, params_of
+from jaxar.parallel import axes, sharding
+from jaxar.runs import dry_run as table
+from jaxar.runs import load as loading
+from jaxar.runs import setup
+from jaxar.runs.model import Model
 from tests.shrink import NAMES, arrays, shrunk, with_autoencoder
 
 ONE = dict(data=1, fsdp=1, tensor=1)

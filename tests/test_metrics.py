@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from jaxar import resize
-from jaxar.convert import inception as table
-from jaxar.metrics import digits, inception, reference, scores
-from jaxar.metrics.frechet import Gaussian, Moments, frechet_distance
+from jaxar.core import resize
+from jaxar.evaluation import digits, inception, reference, scores
+from jaxar.evaluation import inception_weights as table
+from jaxar.evaluation.frechet import Gaussian, Moments, frechet_distance
 from jaxar.tree import nest, paths
 
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxar import system
-from jaxar.api.model import Model, sampler
 from jaxar.assembly import build_system
+from jaxar.core.plan import Layout, cell, scale
 from jaxar.nn import layers, module
 from jaxar.nn.attention import Attention, Past, attend
 from jaxar.nn.dropout import dropout, words
@@ -20,8 +20,8 @@ from jaxar.nn.kernel import bands
 from jaxar.nn.module import bind, params_of, stack
 from jaxar.nn.rope import rotary_table, rotate
 from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Pass, Transformer
-from jaxar.plan import Layout, cell, scale
-from jaxar.sharding import make_mesh
+from jaxar.parallel.sharding import make_mesh
+from jaxar.runs.model import Model, sampler
 from jaxar.tree import nest, paths
 from tests.shrink import shrunk
 

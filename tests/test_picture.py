@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxar.picture import curve, grid, to_pil, to_uint8
+from jaxar.runs.picture import curve, grid, to_pil, to_uint8
 
 GAP_COLOUR = (90, 90, 90)
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.plan import Plan, cell, image, scale, subsample, token
-from jaxar.resize import area_weights, resize_area
+from jaxar.core.plan import Plan, cell, image, scale, subsample, token
+from jaxar.core.resize import area_weights, resize_area
 
 RNG = np.random.default_rng(0)
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxar import checkpoint, distributed
+from jaxar import checkpoint
 from jaxar.config import ConfigError
+from jaxar.parallel import distributed
 from jaxar.training.progress import read_history
 from tests.released import write_tiny
 
@@ -44,7 +45,7 @@ TOY, MAIN = ("-m", "tests.toy"), ("-m", "jaxar.main")
 SMALL_SHARDS = """
 import functools
 from jaxar import main
-from jaxar.api import encoding
+from jaxar.runs import encode as encoding
 encoding.encode = functools.partial(encoding.encode, shard_size=3)
 main.main()
 """
@@ -200,7 +201,7 @@ def test_half_a_launch_is_refused(environment, given, message):
 
 def test_the_watchdog_ends_what_stands_still():
     program = (
-        "import time\nfrom jaxar.distributed import Watchdog\n"
+        "import time\nfrom jaxar.parallel.distributed import Watchdog\n"
         "with Watchdog('training', seconds=0.4) as dog:\n"
         "    for i in range(5): dog.beat(f'step {i}'); time.sleep(0.2)\n"
         "    with dog.slow(): time.sleep(1.2)\n"

@@ -11,17 +11,17 @@ import numpy as np
 import optax
 import pytest
 
-from jaxar.convert import vq_vae as table
-from jaxar.convert.core import WeightsError
+from jaxar.core.resize import bicubic_weights, resize_bicubic
 from jaxar.data.glyphs import Glyphs
-from jaxar.models.quantized import QuantizedAutoencoding
 from jaxar.nn.module import bind, params_of
-from jaxar.resize import bicubic_weights, resize_bicubic
-from jaxar.tokenizers.implicit import FiniteScalar, LookupFree
-from jaxar.tokenizers.quantize import Quantizer, VectorQuantizer, perplexity, usage
-from jaxar.tokenizers.residual import MultiScaleQuantizer, phi_indices
-from jaxar.tokenizers.vq import VQAutoencoder
+from jaxar.objectives.quantized import QuantizedAutoencoding
+from jaxar.tokenizers.autoencoders import vq as table
+from jaxar.tokenizers.autoencoders.vq import VQAutoencoder
+from jaxar.tokenizers.quantizers.implicit import FiniteScalar, LookupFree
+from jaxar.tokenizers.quantizers.residual import MultiScaleQuantizer, phi_indices
+from jaxar.tokenizers.quantizers.vector import Quantizer, VectorQuantizer, perplexity, usage
 from jaxar.tree import count, paths
+from jaxar.weights.tables import WeightsError
 
 RELEASED = json.loads((Path(__file__).parent / "goldens" / "var_d16_keys.json").read_text())
 KEY = jax.random.key(0)

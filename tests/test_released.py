@@ -13,13 +13,15 @@ from PIL import Image
 
 import jaxar
 from jaxar import config as configs
-from jaxar import main, picture, registry
-from jaxar.api import exporting, loading
+from jaxar import main, registry
 from jaxar.config import ConfigError
-from jaxar.contexts.base import Settings
 from jaxar.heads.flow import Solving
-from jaxar.models.perceptual import perceptual_distance
 from jaxar.nn.module import bind
+from jaxar.objectives.perceptual import perceptual_distance
+from jaxar.runs import export as exporting
+from jaxar.runs import load as loading
+from jaxar.runs import picture
+from jaxar.schemes.base import Settings
 from jaxar.training.loop import fit
 from tests.given import Given, sample_given
 from tests.released import GOLDENS, TINY, state_of, write_inception, write_tiny

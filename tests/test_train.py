@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import checkpoint, sharding
+from jaxar import checkpoint
 from jaxar import config as configs
-from jaxar.api import loading, setup, training
 from jaxar.config import ConfigError
-from jaxar.keys import key_for
+from jaxar.core.keys import key_for
+from jaxar.parallel import sharding
+from jaxar.runs import load as loading
+from jaxar.runs import setup
+from jaxar.runs import train as training
 from jaxar.training.loop import DivergedError, fit
 from jaxar.training.optim import decayed, learning_rate, make_optimizer
 from jaxar.training.progress import read_history

@@ -11,19 +11,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxar.convert import kl_vae as table
-from jaxar.convert.core import WeightsError
 from jaxar.data.glyphs import Glyphs
-from jaxar.models.autoencoder import balance
-from jaxar.models.discriminator import PatchDiscriminator
-from jaxar.models.perceptual import perceptual_distance
-from jaxar.models.variational import VariationalAutoencoding
 from jaxar.nn import conv
 from jaxar.nn.module import Series, bind, params_of
+from jaxar.objectives.autoencoder import balance
+from jaxar.objectives.discriminator import PatchDiscriminator
+from jaxar.objectives.perceptual import perceptual_distance
+from jaxar.objectives.variational import VariationalAutoencoding
 from jaxar.tokenizers import posterior
-from jaxar.tokenizers.moments import Moments
-from jaxar.tokenizers.vae import KLAutoencoder
+from jaxar.tokenizers.adapters.moments import Moments
+from jaxar.tokenizers.autoencoders import kl as table
+from jaxar.tokenizers.autoencoders.kl import KLAutoencoder
 from jaxar.tree import count, nest, paths
+from jaxar.weights.tables import WeightsError
 
 RELEASED = json.loads((Path(__file__).parent / "goldens" / "kl16_keys.json").read_text())
 TINY = dict(

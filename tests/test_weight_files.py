@@ -24,10 +24,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxar.convert import archive, core, opcodes, torch_file
-from jaxar.convert.core import Row, convert, convolution, linear
-from jaxar.convert.files import WeightsError, read_state
-from jaxar.convert.graph_def import read_constants
+from jaxar.weights import archive, opcodes, torch_file
+from jaxar.weights import tables as core
+from jaxar.weights.files import WeightsError, read_state
+from jaxar.weights.graph_def import read_constants
+from jaxar.weights.tables import Row, convert, convolution, linear
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 RNG = np.random.default_rng(0)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar import checkpoint, distributed, sharding, tree
+from jaxar import checkpoint, tree
 from jaxar import config as configs
 from jaxar.data.source import Arrays
 from jaxar.nn.dropout import dropout
+from jaxar.parallel import distributed, sharding
 from jaxar.training.loop import fit
 
 WIDTH = 8

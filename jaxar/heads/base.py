@@ -1,16 +1,16 @@
 """What a head offers: the law of one entity, given what the backbone made of its context.
 
-Heads of this kind serve every context that gives a hidden vector for each token: `contexts.shifted`
-and `contexts.masked`. The head of xAR (`heads.flow`) has the backbone itself as its network.
+Heads of this kind serve every context that gives a hidden vector for each token: `schemes.shifted`
+and `schemes.masked`. The head of xAR (`heads.flow`) has the backbone itself as its network.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from jaxar.draws import Draws
+from jaxar.core.plan import Plan
+from jaxar.core.random import Draws
 from jaxar.flow.guidance import Guide
-from jaxar.plan import Plan
 from jaxar.typing import Array, Float
 
 
@@ -71,3 +71,7 @@ class Head(Protocol):
         With a guide, `hidden` is [conditional; unconditional], (2b, m, d).
         """
         ...
+
+
+def no_head() -> None:
+    """Returns no head: the backbone itself predicts velocities."""

@@ -12,10 +12,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxar.core.plan import Plan
 from jaxar.heads.base import Turn
 from jaxar.nn import layers
 from jaxar.nn.module import Module
-from jaxar.plan import Plan
 from jaxar.typing import Array, Float, Int
 
 

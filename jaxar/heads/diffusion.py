@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxar.core.plan import Plan
 from jaxar.flow.diffusion import Diffusion
 from jaxar.flow.guidance import guided, twice
 from jaxar.heads.base import Turn
 from jaxar.nn import layers
 from jaxar.nn.module import Module, scan, stack
 from jaxar.nn.transformer import PLAIN, Compute
-from jaxar.plan import Plan
 from jaxar.typing import Array, Float
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.core.plan import Layout, Plan
 from jaxar.flow.guidance import guided, twice
 from jaxar.heads.base import Turn
 from jaxar.heads.flow import Flow, FlowNoise, solve
@@ -23,7 +24,6 @@ from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.module import Module
 from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.transformer import PLAIN, Block, Compute, Pass, Transformer
-from jaxar.plan import Layout, Plan
 from jaxar.typing import Array, Float
 
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxar import axes
-from jaxar.axes import hold
 from jaxar.nn import kernel
 from jaxar.nn.dropout import dropout, key_words
 from jaxar.nn.layers import Initial, Linear, settled, split_or_none, xavier_uniform
 from jaxar.nn.module import RETURNED, Module, Param
 from jaxar.nn.rope import rotate
+from jaxar.parallel import axes
+from jaxar.parallel.axes import hold
 from jaxar.typing import Array, Float, Mask
 
 KeyValue = tuple[Array, Array]

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxar import axes
-from jaxar.axes import hold
 from jaxar.nn.dropout import dropout
 from jaxar.nn.module import PROJECTED, RETURNED, Module, Param
+from jaxar.parallel import axes
+from jaxar.parallel.axes import hold
 from jaxar.typing import Array, Float
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

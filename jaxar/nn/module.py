@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from jaxar.axes import GATHERED, gathered, gathers
+from jaxar.parallel.axes import GATHERED, gathered, gathers
 from jaxar.tree import differences, paths
 from jaxar.typing import Array, Params
 

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxar.axes import hold
 from jaxar.nn import layers
 from jaxar.nn.attention import ATTENTION, Attention, KeyValue, Past
 from jaxar.nn.dropout import drop_path
 from jaxar.nn.module import REMAT, Module, Param, scan, stack
+from jaxar.parallel.axes import hold
 from jaxar.typing import Array, Float, Mask
 
 

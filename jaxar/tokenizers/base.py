@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from jaxar.plan import Grid
+from jaxar.core.plan import Grid
 from jaxar.typing import Array, Float
 
 

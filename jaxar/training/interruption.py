@@ -4,7 +4,7 @@ import os
 import signal
 from typing import Any
 
-from jaxar import distributed
+from jaxar.parallel import distributed
 
 
 class Interruption:

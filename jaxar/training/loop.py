@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import checkpoint, distributed, sharding, tree
+from jaxar import checkpoint, tree
 from jaxar.config import ConfigError
 from jaxar.console import say
+from jaxar.core.keys import key_for
 from jaxar.data import loader
-from jaxar.keys import key_for
+from jaxar.parallel import distributed, sharding
 from jaxar.system import Trainable
 from jaxar.training.interruption import Interruption
 from jaxar.training.memory import averaged, kept_in, state_shardings

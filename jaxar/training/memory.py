@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxar.nn.layers import DTYPES
-from jaxar.sharding import shardings
+from jaxar.parallel.sharding import shardings
 from jaxar.typing import Array
 
 

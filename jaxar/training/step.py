@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxar import axes
-from jaxar.keys import key_for
-from jaxar.sharding import batch_sharding, replicated
+from jaxar.core.keys import key_for
+from jaxar.parallel import axes
+from jaxar.parallel.sharding import batch_sharding, replicated
 from jaxar.system import Trainable
 from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, trim, widened
 from jaxar.training.optim import make_optimizer

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar.convert import vq_vae
 from jaxar.nn.module import bind, params_of
-from jaxar.tokenizers.quantize import VectorQuantizer
-from jaxar.tokenizers.vq import VQAutoencoder
+from jaxar.tokenizers.autoencoders import vq as vq_vae
+from jaxar.tokenizers.autoencoders.vq import VQAutoencoder
+from jaxar.tokenizers.quantizers.vector import VectorQuantizer
 
 FOLDER = Path(os.environ.get("JAXAR_GOLDENS") or Path(__file__).parents[1] / "goldens")
 

@@ -11,20 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import plan, registry
-from jaxar.backbones.flowar import FlowAR
-from jaxar.contexts.base import Network, Settings
-from jaxar.contexts.shifted import Shifted
-from jaxar.convert import flowar as table
-from jaxar.entities import Latents
+from jaxar import registry
+from jaxar.core import plan
 from jaxar.flow.guidance import Guidance
 from jaxar.flow.path import Linear
 from jaxar.flow.time import Uniform
 from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.heads.flow_network import FlowNetwork
 from jaxar.nn.module import bind, params_of
+from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
-from jaxar.tokenizers.moments import Moments
+from jaxar.systems.image import flowar as table
+from jaxar.systems.image.flowar import FlowAR
+from jaxar.tokenizers.adapters.moments import Moments
+from jaxar.tokenizers.tokens import Latents
 from jaxar.tree import paths
 from tests.given import Given, sample_given
 from tests.parity.cases import cases, state_dict

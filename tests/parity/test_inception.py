@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.convert import inception as table
-from jaxar.metrics import inception, scores
-from jaxar.metrics.frechet import Moments, frechet_distance
+from jaxar.evaluation import inception, scores
+from jaxar.evaluation import inception_weights as table
+from jaxar.evaluation.frechet import Moments, frechet_distance
 from tests.parity.cases import cases, state_dict
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.convert import kl_vae as table
 from jaxar.nn.module import bind, params_of
-from jaxar.tokenizers.vae import KLAutoencoder
+from jaxar.tokenizers.autoencoders import kl as table
+from jaxar.tokenizers.autoencoders.kl import KLAutoencoder
 from tests.parity.cases import attention_of, cases, pyramid_of, state_dict
 
 pytestmark = pytest.mark.parity

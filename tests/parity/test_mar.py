@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import config, plan
+from jaxar import config
 from jaxar.assembly import build_system
-from jaxar.backbones.mar import MAR
-from jaxar.contexts.base import Network, Settings
-from jaxar.contexts.masked import Masked, Masking
-from jaxar.convert import mar as table
-from jaxar.entities import Latents
+from jaxar.core import plan
 from jaxar.heads.diffusion import Denoising, DiffusionHead, Noise
 from jaxar.nn.module import bind, params_of
+from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.masked import Masked, Masking
 from jaxar.system import System
-from jaxar.tokenizers.moments import Moments
+from jaxar.systems.image import mar as table
+from jaxar.systems.image.mar import MAR
+from jaxar.tokenizers.adapters.moments import Moments
+from jaxar.tokenizers.tokens import Latents
 from jaxar.tree import count
 from tests.given import Given, sample_given
 from tests.parity.cases import cases, state_dict

@@ -13,20 +13,21 @@ import pytest
 
 import jaxar
 from jaxar import config as configs
-from jaxar import plan, registry
+from jaxar import registry
 from jaxar.assembly import build_system
-from jaxar.backbones.var import VAR
-from jaxar.contexts.base import Network, Settings
-from jaxar.contexts.shifted import Shifted
-from jaxar.convert import var as table
-from jaxar.convert.core import WeightsError
-from jaxar.entities import Codes
+from jaxar.core import plan
 from jaxar.heads.categorical import Categorical, Choosing
 from jaxar.nn.module import bind, params_of
+from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
-from jaxar.tokenizers.features import FeatureMap
+from jaxar.systems.image import var as table
+from jaxar.systems.image.var import VAR
+from jaxar.tokenizers.adapters.features import FeatureMap
+from jaxar.tokenizers.tokens import Codes
 from jaxar.training.optim import decayed, learning_rate, weight_decay
 from jaxar.tree import count, paths
+from jaxar.weights.tables import WeightsError
 from tests.given import Given, sample_given
 from tests.parity.cases import FOLDER, cases, state_dict, vq_autoencoder
 

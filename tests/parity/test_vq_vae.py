@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.resize import resize_area
+from jaxar.core.resize import resize_area
 from tests.parity.cases import cases, vq_autoencoder
 
 pytestmark = pytest.mark.parity

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import plan
-from jaxar.backbones.xar import XAR
-from jaxar.contexts.base import Settings
-from jaxar.contexts.noisy import Noisy
-from jaxar.convert import xar as table
-from jaxar.entities import Latents
+from jaxar.core import plan
 from jaxar.flow.path import Linear
 from jaxar.flow.time import LogitNormal
 from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.nn.module import bind, params_of
+from jaxar.schemes.base import Settings
+from jaxar.schemes.noisy import Noisy
 from jaxar.system import System
-from jaxar.tokenizers.moments import Moments
+from jaxar.systems.image import xar as table
+from jaxar.systems.image.xar import XAR
+from jaxar.tokenizers.adapters.moments import Moments
+from jaxar.tokenizers.tokens import Latents
 from jaxar.tree import paths
 from tests.given import Given, sample_given
 from tests.parity.cases import cases, state_dict

@@ -1,1 +1,0 @@
-"""What an entity is conditioned on, in training and in sampling."""

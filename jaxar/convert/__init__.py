@@ -1,1 +1,0 @@
-"""Conversion of released weights: an engine and one table for each family of checkpoints."""

@@ -1,0 +1,1 @@
+"""Figures of what models make, and the protocols behind them."""

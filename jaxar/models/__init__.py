@@ -1,1 +1,0 @@
-"""Whole networks that are not tokenizer, plan, backbone and head."""

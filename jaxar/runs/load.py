@@ -1,0 +1,284 @@
+"""Models from where they are kept: a run, an exported folder, a hub, or a released weights file."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxar import (checkpoint, registry, tree)
+from jaxar.parallel import sharding
+from jaxar import config as configs
+from jaxar.runs.model import (Autoencoder, Model, Origin)
+from jaxar.runs.setup import (Prepared, default_workdir, prepare)
+from jaxar.config import ConfigError
+from jaxar.weights.files import (StateFile, read_state)
+from jaxar.files import sha256
+from jaxar.nn.module import bind, params_of
+from jaxar.typing import Params
+
+CONFIG = "config.json"
+EXPORT = "export.json"
+MODEL, TOKENIZER = "model.safetensors", "tokenizer.safetensors"
+
+MAY_CHANGE = (
+    "workers",
+    "mesh",
+    "memory.accumulate",
+    "memory.offload_ema",
+    "sample",
+    "evaluation",
+    "checkpoint",
+    "log_every",
+    "steps",
+    "autoencoder.weights",
+)
+"""Fields that a run may be continued with although they differ from those it began with."""
+
+
+def load(
+    name: str | Path,
+    *,
+    weights: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    workdir: str | Path | None = None,
+    step: int | None = None,
+    ema: bool = True,
+    overrides: Sequence[str] = (),
+) -> Model:
+    """Returns a model, ready to sample.
+
+        load("xar_digits")                                            # trained here, in runs/
+        load("xar_b", weights="xAR-B.pth", tokenizer="kl16.ckpt")     # released
+        load("exports/xar_b"), load("owner/name")                     # exported; from a hub
+
+    Args:
+      name: Name or file of a config, a folder written by `export`, or "owner/name" on the Hugging
+        Face hub.
+      weights: Released weights of the config's model: .pth, .ckpt, .safetensors or .npz.
+      tokenizer: Weights of the autoencoder that decodes its latents: a file as above, a folder
+        written by `export`, or the directory of a run. Without it latents are sampled.
+      workdir: Directory of a run; "runs/<name>" by default.
+      step: Checkpoint of the run; the newest by default.
+      ema: Whether to take the averaged parameters, where there are others.
+      overrides: Fields of the config to set, e.g. "sample.steps=10"; see `MAY_CHANGE`.
+
+    Raises:
+      ConfigError: there is no such model, or it is of another config; one sentence says which.
+    """
+    if tokenizer is not None:
+        overrides = (*overrides, f"autoencoder.weights={str(tokenizer)!r}")
+    if weights is not None:
+        if workdir is not None or step is not None:
+            raise ConfigError("weights come from a file: leave workdir and step out.")
+        return from_weights(configs.override(configs.load(str(name)), overrides), weights, ema=ema)
+    if workdir is None and (Path(name) / EXPORT).exists():
+        return _from_export(Path(name), overrides)
+    if workdir is None and _is_hub_name(str(name)):
+        return _from_export(_download(str(name)), overrides)
+    name = configs.load(str(name)).name if str(name).endswith(".py") else str(name)
+    folder = Path(workdir) if workdir else default_workdir(name)
+    return _from_workdir(name, folder, step=step, ema=ema, overrides=overrides)
+
+
+def from_weights(config: Any, path: str | Path, *, ema: bool = True) -> Model:
+    """Returns the model of a config with the weights of a released file.
+
+    Raises:
+      ConfigError: the file cannot be read, or its weights are not of this model; lists every
+        unused, missing and misshapen key.
+    """
+    ready = prepare(config)
+    params, level = converted(config, ready, path, ema=ema)
+    origin = Origin(Path(path), level)
+    return _model(config, ready, sharding.place(params, ready.mesh), origin=origin)
+
+
+def converted(config: Any, ready: Prepared, path: str | Path, *, ema: bool) -> tuple[Params, str]:
+    """Returns the parameters in a released file as NumPy arrays, and the level they stood at.
+
+    Raises:
+      ConfigError: see `from_weights`.
+    """
+    template = jax.eval_shape(ready.system.init, jax.random.key(0))
+    with _state(path, level=None if ema else "model") as state:
+        return registry.convert(config.model.name, state, template), state.level
+
+
+def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
+    """Returns the autoencoder of a config with its weights; None where none are given.
+
+    Raises:
+      ConfigError: the weights are not of it.
+    """
+    if ready.network is None or not config.autoencoder.weights:
+        return None
+    path, template = Path(config.autoencoder.weights), params_of(ready.network)
+    if not path.exists():
+        raise ConfigError(
+            f"There is no {path}, where the autoencoder's weights should be: train or download "
+            "them, or give another file, folder or run by --tokenizer."
+        )
+    if path.is_dir():
+        params, path = _autoencoder_of(path, template)
+    else:
+        with _state(path) as state:
+            name = f"{config.autoencoder.name}_autoencoder"
+            params = registry.convert(name, state, template)
+    everywhere = sharding.replicated(ready.mesh)
+    return Autoencoder(ready.network, sharding.put(params, everywhere), Origin(path))
+
+
+def attached(system: Any, autoencoder: Autoencoder | None) -> Any:
+    """Returns the system with the autoencoder's parameters, where it cannot do without them.
+
+    Raises:
+      ConfigError: it needs an autoencoder, and there is none.
+    """
+    if not getattr(system, "needs_autoencoder", False):
+        return system
+    if autoencoder is None:
+        raise ConfigError(
+            "This system predicts codes of an autoencoder and needs its weights: give "
+            "--tokenizer=FILE, a folder or a run."
+        )
+    return system.attach(bind(autoencoder.network, autoencoder.params))
+
+
+def require_same_run(config: Any, saved: Any, folder: Path) -> None:
+    """Raises ConfigError where a run would not be continued, or a model not be what was trained."""
+    changed = configs.differences(config, saved, ignore=MAY_CHANGE)
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}): use another "
+            "--workdir, or the settings it began with."
+        )
+
+
+@contextlib.contextmanager
+def _state(path: str | Path, level: str | None = None) -> Iterator[StateFile]:
+    """Returns the tensors of a file; what is wrong with them becomes a ConfigError."""
+    try:
+        with read_state(path, level) as state:
+            yield state
+    except ValueError as error:
+        text = str(error)
+        raise ConfigError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def _model(config: Any, ready: Prepared, params: Params, *, origin: Origin, step: int = 0) -> Model:
+    autoencoder = load_autoencoder(config, ready)
+    system = attached(ready.system, autoencoder)
+    return Model(config, system, params, ready.mesh, step, autoencoder, origin)
+
+
+def _from_workdir(
+    name: str, folder: Path, *, step: int | None, ema: bool, overrides: Sequence[str]
+) -> Model:
+    """Returns the model of a run's checkpoint."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise ConfigError(
+            f"There is no trained {name} in {folder}: train it with "
+            f"`python -m jaxar.main --config={name} --workdir={folder}`, or give --weights."
+        )
+    saved = configs.from_json(path.read_text())
+    if saved.name != name:
+        raise ConfigError(f"{folder} holds a run of {saved.name!r}, not of {name!r}.")
+    config = configs.override(saved, overrides)
+    require_same_run(config, saved, folder)
+    ready = prepare(config)
+    if not checkpoint.exist(folder):
+        raise ConfigError(f"{folder} has no checkpoint yet: its run stopped before the first.")
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+    steps = checkpoints.steps()
+    if step is not None and step not in steps:
+        raise ConfigError(f"{folder} has checkpoints of steps {steps}, not of {step}.")
+    step = steps[-1] if step is None else step
+    shapes = jax.eval_shape(ready.system.init, jax.random.key(0))
+    places = sharding.shardings(shapes, ready.mesh)
+    part = "ema" if ema else "params"
+    params = checkpoints.restore(step, checkpoint.placed(shapes, places), part=part)
+    checkpoints.close()
+    return _model(config, ready, params, origin=Origin(None, f"{part} of step {step}"), step=step)
+
+
+def _from_export(folder: Path, overrides: Sequence[str]) -> Model:
+    """Returns the model of a folder that `export` wrote, its files compared with their hashes."""
+    facts = json.loads((folder / EXPORT).read_text())
+    for name, digest in facts["files"].items():
+        if not (folder / name).exists() or sha256(folder / name) != digest:
+            raise ConfigError(
+                f"{folder / name} is missing or not what was exported (SHA-256 {digest}): copy "
+                "the folder again."
+            )
+    config = configs.from_json((folder / CONFIG).read_text())
+    if (folder / TOKENIZER).exists():
+        overrides = (f"autoencoder.weights={str(folder)!r}", *overrides)
+    config = configs.override(config, overrides)
+    ready = prepare(config)
+    shapes = jax.eval_shape(ready.system.init, jax.random.key(0))
+    params = sharding.place(_read_exported(folder / MODEL, shapes), ready.mesh)
+    return _model(config, ready, params, origin=Origin(folder / MODEL), step=facts["step"])
+
+
+def _read_exported(path: Path, template: Any) -> Params:
+    """Returns the parameter tree of a safetensors file of ours, compared with a template."""
+    with _state(path) as state:
+        params = tree.nest({key: state[key] for key in state})
+    problems = tree.differences(params, template)
+    if problems:
+        raise ConfigError(f"{path} is of another model:\n  " + "\n  ".join(problems))
+    return params
+
+
+def _autoencoder_of(folder: Path, template: Any) -> tuple[Params, Path]:
+    """Returns the autoencoder's parameters in an exported folder or a run, and their file."""
+    if (folder / TOKENIZER).exists():
+        return _read_exported(folder / TOKENIZER, template), folder / TOKENIZER
+    if (folder / EXPORT).exists():
+        model = _from_export(folder, ())
+    else:
+        name = configs.from_json((folder / CONFIG).read_text()).name
+        model = _from_workdir(name, folder, step=None, ema=True, overrides=())
+    params = model.params.get("autoencoder", {})
+    problems = tree.differences(params, template)
+    if problems:
+        raise ConfigError(
+            f"{folder} does not hold the autoencoder of this config:\n  " + "\n  ".join(problems)
+        )
+    return params, folder
+
+
+def _is_hub_name(name: str) -> bool:
+    """Returns whether a name reads "owner/name" and is no file or folder here."""
+    pair = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    return bool(pair) and not name.endswith(".py") and not Path(name).exists()
+
+
+def _download(name: str) -> Path:
+    """Returns the folder of a hub repository, downloaded or found in the hub's cache."""
+    try:
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            f"There is no folder {name}; as a name on the Hugging Face hub it needs "
+            "huggingface_hub: pip install 'jaxar[hub]'."
+        ) from error
+    files = [CONFIG, EXPORT, MODEL, TOKENIZER]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=files))
+    except Exception as error:  # no network, no such repository, no permission: many types
+        raise ConfigError(
+            f"There is no folder {name}, and the hub gave no repository of that name: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not (folder / EXPORT).exists():
+        raise ConfigError(
+            f"{name} on the hub has no {EXPORT}: it was not written by --mode=export. Download its "
+            "weights file and give it as --weights."
+        )
+    return folder

@@ -1,1 +1,0 @@
-"""Samplers: the walks over a plan."""

@@ -1,0 +1,1 @@
+"""Tokenizers without parameters: patches of pixels, and latents that were stored."""

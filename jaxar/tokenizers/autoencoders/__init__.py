@@ -1,0 +1,1 @@
+"""Autoencoders whose latents are modelled, and the tables of their released weights."""

@@ -1,0 +1,167 @@
+"""Quantizers without a codebook: what a code stands for follows from its digits.
+
+See `quantize.Quantizer` for what they offer, and `quantize` for the numbers of equations. Neither
+has a vector of any length: where residuals are quantized level by level, they need a phi for each
+level, which learns the length (`residual.MultiScaleQuantizer`).
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.nn.module import Module
+from jaxar.tokenizers.quantizers.vector import straight_through
+from jaxar.typing import Array, Float, Int
+
+
+class FiniteScalar(Module):
+    """Each number rounded to one of a few levels: no codebook, and no loss.
+
+    A number z becomes one of L equally spaced levels from -1 to 1 (for even L from -1 to 1 - 2/L)
+    after a squashing that makes all of them reachable.
+    Source: arXiv 2309.15505, section 3.1 and appendix A.1.
+    """
+
+    margin = 1e-3
+
+    settles = False
+
+    def __init__(self, *, levels: Sequence[int] = (8, 8, 8, 6, 5), key: Array):
+        """Makes the quantizer.
+
+        Args:
+          levels: Levels of each channel; the vocabulary is their product.
+          key: Not used: nothing is drawn.
+
+        Raises:
+          ValueError: there are no channels, one has no two levels, or the codes exceed int32.
+        """
+        del key
+        if not levels or min(levels) < 2 or math.prod(levels) > 2**31 - 1:
+            raise ValueError(
+                f"levels={tuple(levels)} must be at least 2 each, with a product below 2^31."
+            )
+        self.levels = tuple(int(level) for level in levels)
+        self.vocabulary, self.channels = math.prod(self.levels), len(self.levels)
+
+    def bound(self, features: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Returns the numbers squashed to where rounding gives the levels, from -(L // 2) on."""
+        levels = np.asarray(self.levels)
+        half = (levels - 1) * (1 - self.margin) / 2
+        offset = np.where(levels % 2, 0.0, 0.5)
+        shift = np.tan(offset / half)
+        return jnp.tanh(features + jnp.float32(shift)) * jnp.float32(half) - jnp.float32(offset)
+
+    def nearest(self, features: Float[Array, "... c"]) -> Int[Array, "..."]:
+        """Returns the code of the rounded numbers: the first channel counts fastest."""
+        rounded = jnp.round(jax.lax.stop_gradient(self.bound(features))).astype(jnp.int32)
+        return jnp.sum((rounded + self._halves) * self._places, -1)
+
+    def embed(self, codes: Int[Array, "..."]) -> Float[Array, "... c"]:
+        """Returns the levels of each code, in [-1, 1]."""
+        digits = codes[..., None] // self._places % jnp.asarray(self.levels)
+        return (digits - self._halves).astype(jnp.float32) / self._halves
+
+    def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
+        """Returns 0: squashed numbers reach every level."""
+        return jnp.zeros(())
+
+    def settle(self, seen: Sequence[Array], key: Array) -> None:
+        """Sets nothing: there is no codebook."""
+
+    def quantize(
+        self, features: Float[Array, "... c"]
+    ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
+        """Returns codes, levels with the gradient of the squashing, and a loss of 0."""
+        codes = self.nearest(features)
+        squashed = self.bound(features) / self._halves
+        return codes, straight_through(self.embed(codes), squashed), jnp.zeros(())
+
+    @property
+    def _halves(self) -> Array:
+        return jnp.asarray(self.levels) // 2
+
+    @property
+    def _places(self) -> Array:
+        """The product of the levels before each channel."""
+        places = [math.prod(self.levels[:i]) for i in range(self.channels)]
+        return jnp.asarray(places, jnp.int32)
+
+
+class LookupFree(Module):
+    """Each number becomes its sign, so that a code is a number in binary: no codebook.
+
+    The penalty is the mean entropy of p(code | vector) less the entropy of its mean: it wants sure
+    vectors and all codes in use. Here p is proportional to exp(-|z - code|^2 / temperature).
+    Source: arXiv 2310.05737, equations 4 to 6.
+    """
+
+    settles = False
+
+    def __init__(
+        self,
+        *,
+        bits: int = 10,
+        beta: float = 0.25,
+        entropy: float = 0.1,
+        temperature: float = 1.0,
+        key: Array,
+    ):
+        """Makes the quantizer.
+
+        Args:
+          bits: Channels; there are 2^bits codes, and the penalty takes numbers for each.
+          beta: Weight of the commitment.
+          entropy: Weight of the penalty.
+          temperature: Of p, in squared units of the features.
+          key: Not used: nothing is drawn.
+
+        Raises:
+          ValueError: an argument makes no sense.
+        """
+        del key
+        if not 1 <= bits <= 30 or min(beta, entropy) < 0 or temperature <= 0:
+            raise ValueError(
+                f"bits={bits} must lie in [1, 30], beta={beta} and entropy={entropy} be at least "
+                f"0 and temperature={temperature} above 0."
+            )
+        self.vocabulary, self.channels = 2**bits, bits
+        self.beta, self.entropy, self.temperature = beta, entropy, temperature
+
+    def nearest(self, features: Float[Array, "... c"]) -> Int[Array, "..."]:
+        """Returns the code whose bit i says whether number i is above 0."""
+        return jnp.sum((features > 0).astype(jnp.int32) << jnp.arange(self.channels), -1)
+
+    def embed(self, codes: Int[Array, "..."]) -> Float[Array, "... c"]:
+        """Returns the signs of each code, -1 or 1."""
+        bits = codes[..., None] >> jnp.arange(self.channels) & 1
+        return (2 * bits - 1).astype(jnp.float32)
+
+    def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
+        """Returns `entropy` x the difference of entropies, in nats."""
+        if not self.entropy:
+            return jnp.zeros(())
+        # |z - 1|^2 and |z + 1|^2 differ by 4 z, and bits are independent given a vector.
+        logits = 4 * features / self.temperature
+        on = 0.5 * (self.embed(jnp.arange(self.vocabulary)) + 1)
+        log_p = jax.nn.log_sigmoid(logits) @ on.T + jax.nn.log_sigmoid(-logits) @ (1 - on).T
+        p = jnp.exp(log_p)
+        unsure = -jnp.mean(jnp.sum(p * log_p, -1))
+        mean = jnp.mean(p, 0)
+        return self.entropy * (unsure + jnp.sum(mean * jnp.log(mean + 1e-20)))
+
+    def settle(self, seen: Sequence[Array], key: Array) -> None:
+        """Sets nothing: there is no codebook."""
+
+    def quantize(
+        self, features: Float[Array, "... c"]
+    ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
+        """Returns codes, vectors by (3), and the commitment of (2) plus the penalty."""
+        codes = self.nearest(features)
+        vectors = self.embed(codes)
+        commitment = self.beta * jnp.mean(jnp.square(vectors - features))
+        loss = commitment + self.penalty(features.reshape(-1, self.channels))
+        return codes, straight_through(vectors, features), loss
