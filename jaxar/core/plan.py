@@ -12,30 +12,15 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxar.core.resize import resize_area
+from jaxar.core.visibility import Layout, Visibility, causal, teacher_forcing
 from jaxar.typing import Array, Bool, Float
 
 Grid = tuple[int, int]
-
-
-class Layout(NamedTuple):
-    """What one pass of a backbone sees of a plan.
-
-    Attributes:
-      place: (n,) the tokens' places in the plan's sequence; may be traced.
-      sizes: tokens of each segment; the tokens of a segment share one time and one condition.
-      mask: (n, m) bool, True where token n attends to token m, or None where all attend to all.
-        With a cache of m - n tokens, these come first.
-    """
-
-    place: Any
-    sizes: tuple[int, ...]
-    mask: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,20 +90,14 @@ class Plan:
 
     def layout(self) -> Layout:
         """Returns the whole sequence, block-causal: an entity sees itself and earlier ones."""
-        mask = self.entity[:, None] >= self.entity[None, :]
-        return Layout(np.arange(self.tokens), self.sizes, mask)
+        sees = Visibility(causal, (self.entity,), (self.entity,))
+        return Layout(np.arange(self.tokens), self.sizes, sees)
 
     def two_streams(self) -> Layout:
-        """Returns the layout of teacher forcing: all clean entities, then all noised ones.
-
-        A clean entity sees the clean entities up to itself; a noised one sees the clean entities
-        before it, and itself.
-        """
-        place, entity = np.arange(self.tokens), self.entity
-        query, key = entity[:, None], entity[None, :]
-        clean = np.concatenate([query >= key, np.zeros((self.tokens, self.tokens), bool)], 1)
-        noised = np.concatenate([query > key, query == key], 1)
-        return Layout(np.tile(place, 2), self.sizes * 2, np.concatenate([clean, noised]))
+        """Returns the layout of teacher forcing: all clean entities, then all noised ones."""
+        place, stream = np.tile(np.arange(self.tokens), 2), np.repeat([0, 1], self.tokens)
+        numbers = np.tile(self.entity, 2), stream
+        return Layout(place, self.sizes * 2, Visibility(teacher_forcing, numbers, numbers))
 
     def runs(self) -> list[tuple[int, int]]:
         """Returns ranges [first, last) of entities that one compiled loop can draw.
