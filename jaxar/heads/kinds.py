@@ -72,7 +72,7 @@ class ByKind(Module):
         Settings of the turn are a dict by kind. Where places are traced, all heads draw.
         """
         here = set(self.kinds)
-        if not isinstance(turn.place, jax.core.Tracer):
+        if isinstance(turn.place, np.ndarray):  # known when the program is traced
             here = {self.kinds[place] for place in np.asarray(turn.place).reshape(-1)}
         drawn = {}
         for name in self.names:
