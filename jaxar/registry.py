@@ -31,8 +31,12 @@ PARTS: dict[str, dict[str, str]] = {
         "features": "jaxar.tokenizers.adapters.features:FeatureMap",
     },
     "plan": {
+        "block": "jaxar.core.plan:block",
         "token": "jaxar.core.plan:token",
         "cell": "jaxar.core.plan:cell",
+        "row": "jaxar.core.plan:row",
+        "frame": "jaxar.core.plan:frame",
+        "clip": "jaxar.core.plan:clip",
         "subsample": "jaxar.core.plan:subsample",
         "scale": "jaxar.core.plan:scale",
         "image": "jaxar.core.plan:image",
