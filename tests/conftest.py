@@ -3,6 +3,7 @@
 The programs here are tiny, so compiling is nearly all of their time.
 """
 
+import gc
 import os
 import tempfile
 
@@ -15,6 +16,20 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import pytest
 from jaxtyping import install_import_hook
 
 HOOK = install_import_hook(["jaxar", "launch", "benchmarks"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Gives back what a module compiled; programs that others share are in the cache on disk."""
+    yield
+    import jax
+
+    from jaxar.training.memory import trim
+
+    jax.clear_caches()
+    gc.collect()
+    trim()

@@ -262,8 +262,8 @@ def test_cached_sampling_is_one_block_causal_pass(system, params, guidance, sche
 def test_an_image_depends_on_its_key_alone(system, params):
     drawn, labels = jax.random.split(jax.random.key(1), 3), jnp.asarray([0, 1, 1])
     sample = jax.jit(functools.partial(system.sample, settings=Settings(Choosing(top_k=5))))
-    together = sample(params, drawn, labels, 2.0)
-    alone = sample(params, drawn[1:2], labels[1:2], 2.0)
+    together = sample(params, {}, drawn, labels, 2.0)
+    alone = sample(params, {}, drawn[1:2], labels[1:2], 2.0)
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
     assert not np.allclose(together[1], together[2])
 

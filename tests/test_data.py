@@ -16,7 +16,7 @@ from jaxar.data import folder, glyphs, latents, loader, source, tfds, transform,
 RNG = np.random.default_rng(0)
 
 
-class Noisy:
+class Noisy(source.Labelled):
     """Records whose data show the record number and the first draw of their generator."""
 
     shape = (1, 2, 1)

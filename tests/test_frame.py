@@ -237,11 +237,11 @@ def test_a_tree_of_drafts_is_every_branch_alone_and_rolls_back():
 
 
 def test_a_clip_is_drawn_frame_by_frame_with_positions_of_three_axes():
-    plan = plans.block((4, 2, 3), (1, 2, 3))
+    plan = plans.block((4, 2, 3), shape=(1, 2, 3))
     assert plan.sizes == (6,) * 4 and plan.positions.shape == (24, 3)
     video = jax.random.normal(KEY, (2, 4, 2, 3, 5))
     np.testing.assert_array_equal(plan.paste(plan.cut(video)), video)
-    rope = rotary_table(plan.positions, 12)
+    rope = jnp.asarray(rotary_table(plan.positions, 12))
     attention = Attention(24, 2, key=KEY)
     x, sees = jax.random.normal(KEY, (1, 24, 24)), plan.layout().sees
 

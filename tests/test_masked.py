@@ -15,7 +15,7 @@ from jaxar.core.plan import unmasking
 from jaxar.core.random import Draws
 from jaxar.heads.diffusion import Denoising
 from jaxar.nn.module import bind
-from jaxar.schemes.base import Settings
+from jaxar.schemes.base import Settings, request_for
 from jaxar.schemes.masked import Masked
 from jaxar.tokenizers.adapters.moments import Moments
 from jaxar.tokenizers.tokens import Latents
@@ -204,7 +204,7 @@ def test_the_program_does_not_grow_with_iterations(setting):
     keys, labels = jax.random.split(jax.random.key(1), 2), jnp.asarray([0, 1])
 
     def size(iterations):
-        made = jax.make_jaxpr(sampler(system, iterations=iterations))(params, keys, labels, 2.0)
+        made = jax.make_jaxpr(sampler(system, iterations=iterations))(params, {}, keys, labels, 2.0)
         return equations(made.jaxpr)
 
     assert abs(size(16) - size(8)) < 0.01 * size(8)  # but for a few numbers in tables
@@ -213,13 +213,13 @@ def test_the_program_does_not_grow_with_iterations(setting):
 def test_one_program_serves_all_requests(setting):
     system, params = setting
     sample = jax.jit(sampler(system, iterations=5))
-    made = [sample(params, jax.random.split(jax.random.key(0), 2), jnp.asarray([0, 1]), 2.0)]
+    made = [sample(params, {}, jax.random.split(jax.random.key(0), 2), jnp.asarray([0, 1]), 2.0)]
     keys, labels = jax.random.split(jax.random.key(7), 2), jnp.asarray([3, system.num_classes])
     compiled = compilations()
-    made.append(sample(params, keys, labels, 3.0))
+    made.append(sample(params, {}, keys, labels, 3.0))
     assert not compiled
     assert not np.allclose(*made)
-    sample(params, keys[:1], labels[:1], 3.0)
+    sample(params, {}, keys[:1], labels[:1], 3.0)
     assert compiled, "the listener must notice a compilation"
 
 
@@ -265,7 +265,7 @@ def test_guidance_of_one_needs_no_unconditional_half(setting):
     system, params = setting
     keys, labels = jax.random.split(jax.random.key(1), 2), jnp.asarray([0, 1])
     a, b = (jax.jit(sampler(system, iterations=4, guided=g)) for g in (True, False))
-    a, b = (f(params, keys, labels, 1.0) for f in (a, b))
+    a, b = (f(params, {}, keys, labels, 1.0) for f in (a, b))
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * jnp.abs(a).max())
 
 
@@ -273,7 +273,7 @@ def test_an_example_depends_on_its_key_alone(setting):
     system, params = setting
     keys, labels = jax.random.split(jax.random.key(1), 3), jnp.asarray([0, 1, 1])
     sample = jax.jit(sampler(system, iterations=5))
-    together, alone = (sample(params, keys[s], labels[s], 2.0) for s in (slice(3), slice(1, 2)))
+    together, alone = (sample(params, {}, keys[s], labels[s], 2.0) for s in (slice(3), slice(1, 2)))
     np.testing.assert_allclose(alone[0], together[1], atol=1e-4 * jnp.abs(together).max())
     assert not np.allclose(together[1], together[2])
 

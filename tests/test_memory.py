@@ -122,11 +122,11 @@ def test_parts_of_a_batch_have_the_mean_gradient(mesh):
     """Against the gradients of the parts themselves, with dropout."""
     config, system, params = system_and_params("xar_digits", "model.dropout=0.1")
     batch, key = batch_of(config, 8), jax.random.key(3)
-    (loss, _), total = jax.jit(steps._accumulated(system, 4))(params, batch, jnp.int32(0), key)
+    (loss, _), total = jax.jit(steps._accumulated(system, 4))(params, {}, batch, jnp.int32(0), key)
     one, alone = jax.jit(steps._accumulated(system, 1)), []
     for i in range(4):
         rows = {name: value[i::4] for name, value in batch.items()}
-        alone.append(one(params, rows, jnp.int32(0), jax.random.fold_in(key, i)))
+        alone.append(one(params, {}, rows, jnp.int32(0), jax.random.fold_in(key, i)))
     np.testing.assert_allclose(loss, np.mean([value[0][0] for value in alone]), rtol=1e-6)
     parts = [tree.paths(value[1]) for value in alone]
     for path, found in tree.paths(total).items():
@@ -138,7 +138,7 @@ def test_parts_take_less_memory():
     temporary = []
     for parts in (1, 8):
         gradient = jax.jit(steps._accumulated(system, parts))
-        arguments = (params, batch_of(config, 8), jnp.int32(0), jax.random.key(0))
+        arguments = (params, {}, batch_of(config, 8), jnp.int32(0), jax.random.key(0))
         compiled = gradient.lower(*arguments).compile()
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
     assert temporary[1] < 0.7 * temporary[0]
@@ -148,7 +148,7 @@ def test_codes_settle_on_what_all_parts_have_seen():
     config = shrunk("vq_glyphs", "batch_size=8")
     system = build_system(config)
     params = jax.eval_shape(system.init, jax.random.key(0))
-    arguments = (params, batch_of(config, 8), jnp.int32(0), jax.random.key(0))
+    arguments = (params, {}, batch_of(config, 8), jnp.int32(0), jax.random.key(0))
     (_, once), _ = jax.eval_shape(steps._accumulated(system, 1), *arguments)
     (_, parts), _ = jax.eval_shape(steps._accumulated(system, 4), *arguments)
     assert parts["seen"].shape == once["seen"].shape

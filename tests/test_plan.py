@@ -352,6 +352,7 @@ def test_a_token_sees_its_entity_and_earlier_ones(plan):
 @over(PLANS)
 def test_a_noised_token_sees_the_clean_past_and_its_own_entity(plan):
     n, layout = plan.tokens, plan.two_streams()
+    mask = np.asarray(layout.sees.dense())
     for i, j in np.ndindex(2 * n, 2 * n):
         query, key = plan.entity[i % n], plan.entity[j % n]
         if i < n and j < n:  # clean looks at clean

@@ -382,7 +382,7 @@ def test_without_a_game_there_is_no_discriminator():
     params = jax.eval_shape(system.init, jax.random.key(0))
     assert set(params) == {"autoencoder"}
     batch = {"data": jax.ShapeDtypeStruct((2, *system.shape), jnp.float32)}
-    _, metrics = jax.eval_shape(system.loss, params, batch, jax.random.key(0))
+    _, metrics = jax.eval_shape(system.loss, params, {}, batch, jax.random.key(0))
     assert set(metrics) == {"loss", "reconstruction", "kl"}
 
 
@@ -396,7 +396,9 @@ def test_the_loss_falls():
 
     @jax.jit
     def step(params, state, key):
-        (_, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(params, batch, key)
+        (_, metrics), gradients = jax.value_and_grad(system.loss, has_aux=True)(
+            params, {}, batch, key
+        )
         updates, state = optimizer.update(gradients, state)
         return optax.apply_updates(params, updates), state, metrics
 

@@ -101,7 +101,7 @@ class Label:
         """Returns (batch,) int32."""
         return jax.ShapeDtypeStruct((batch,), jnp.int32)
 
-    def read(self, given: Sequence[int] | np.ndarray) -> np.ndarray:
+    def read(self, given: Any) -> np.ndarray:
         """Returns classes in [0, classes) as int32."""
         array = np.asarray(given)
         if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
@@ -307,7 +307,11 @@ class Several:
         if not isinstance(given, Mapping) or set(given) != set(self.parts):
             raise ValueError(f"The condition must have the entries {sorted(self.parts)}.")
         value = {name: part.read(given[name]) for name, part in self.parts.items()}
-        lengths = {name: len(jax.tree.leaves(part)[0]) for name, part in value.items() if part}
+        lengths = {
+            name: len(leaves[0])
+            for name, part in value.items()
+            if (leaves := jax.tree.leaves(part))
+        }
         if len(set(lengths.values())) > 1:
             raise ValueError(f"All parts of a condition need as many examples, not {lengths}.")
         return value

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxar.data import transform
-from jaxar.data.source import BadRecord
+from jaxar.data.source import BadRecord, Labelled
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -54,7 +54,7 @@ def list_classes(root: str, endings: tuple[str, ...]) -> tuple[list[str], list[s
     return classes, files, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
 
-class ImageFolder:
+class ImageFolder(Labelled):
     """Images of path/[split/]class_name/file as (h, w, channels) in [-1, 1].
 
     Centre-cropped as in ADM (`transform.center_crop`) and mirrored half of the time.
@@ -107,7 +107,7 @@ class ImageFolder:
         }
 
 
-def read_image(file: Any, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(file: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the centre crop of an image file, float32 of `shape` = (h, w, c) in [-1, 1].
 
     Args:

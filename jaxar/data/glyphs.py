@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxar.data.source import Labelled
 from jaxar.data.transform import pair
 
 SYMBOLS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -23,7 +24,7 @@ _FACES = (
 _OVERSAMPLING = 4
 
 
-class Glyphs:
+class Glyphs(Labelled):
     """Drawn letters and digits, light on dark, (h, w, channels) in [-1, 1].
 
     Record i shows symbol i % num_classes; its face, size, place and angle are a pure function of

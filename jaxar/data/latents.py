@@ -11,14 +11,14 @@ import numpy as np
 
 from jaxar.data.folder import list_classes
 from jaxar.data.records import LABELS, RecordLayout, read_labels, read_manifest
-from jaxar.data.source import BadRecord
+from jaxar.data.source import BadRecord, Labelled
 from jaxar.data.transform import coin
 
 _MAX_MEMBER = 1 << 28  # bytes of one array; more is no latent but a trap
 _ATTEMPTS = 100  # files that may be unreadable before a folder counts as no cache
 
 
-class LatentFolder:
+class LatentFolder(Labelled):
     """The latent cache of the official MAR and xAR code, read as it is; data is (h, w, 2c).
 
     The layout is path/class_name/name.npz with the arrays `moments` and `moments_flip`, both
@@ -89,7 +89,7 @@ def _read_npz(path: str, key: str) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(1, 2, 0), np.float32)
 
 
-class LatentRecords:
+class LatentRecords(Labelled):
     """Latents in ArrayRecord shards, (h, w, 2c): a few large files that name what they hold.
 
     The folder holds `*.array_record` shards, `labels.npy` and `manifest.json`, see `records.py`.

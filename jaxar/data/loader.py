@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxar.data.source import BadRecord, Source
+from jaxar.data.source import BadRecord, Labelled, Source
 
 _THREADS = 4  # of a process; each reads a batch of its own, ahead of the consumer
 _RUN = 100  # bad records in a row that end the run at once
@@ -111,14 +111,16 @@ def whole(source: Source, *, batch_size: int = 256, seed: int = 0) -> tuple[np.n
 
 
 def fingerprint(source: Source) -> str:
-    """Returns 16 hexadecimal digits that differ for other lengths, shapes, classes or labels.
+    """Returns 16 hexadecimal digits that differ for other lengths, specs or labels.
 
     Kept in checkpoints, to notice on resuming that the data has changed.
     """
-    labels = source.labels()
-    facts = repr((len(source), tuple(source.shape), source.num_classes)).encode()
+    labels, data = source.labels(), source.spec.data
+    facts = (len(source), source.spec)
+    if isinstance(source, Labelled):  # as runs of the first format have it
+        facts = (len(source), tuple(data.shape), source.num_classes)
     content = b"" if labels is None else np.asarray(labels, "<i4").tobytes()
-    return hashlib.sha256(facts + content).hexdigest()[:16]
+    return hashlib.sha256(repr(facts).encode() + content).hexdigest()[:16]
 
 
 def _stacked(records: Sequence[Any]) -> Any:

@@ -1,6 +1,6 @@
 """What a source of records is, and the two that live in memory."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,17 +11,34 @@ class BadRecord(Exception):
     """A record that cannot be read; its text names the file and why."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Numbered records of one shape; the loader decides their order.
+class Field(NamedTuple):
+    """Shape and dtype of one array of a record."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+class Spec(NamedTuple):
+    """What a record of a source holds.
 
     Attributes:
-      shape: (h, w, c) of the data of one record.
-      num_classes: Labels lie in [0, num_classes).
+      data: A tree of `Field`s.
+      condition: The kind of condition that records carry, as a part of a config: a name, such as
+        "label", and its arguments.
     """
 
-    shape: tuple[int, int, int]
-    num_classes: int
+    data: Any
+    condition: dict[str, Any]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Numbered records of one form; the loader decides their order."""
+
+    @property
+    def spec(self) -> Spec:
+        """What a record holds."""
+        ...
 
     def __len__(self) -> int:
         """Returns the number of records."""
@@ -32,7 +49,7 @@ class Source(Protocol):
         ...
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns {"data": float32 (h, w, c), "condition": int32} of one record.
+        """Returns {"data": tree, "condition": tree} of one record, arrays as `spec` says.
 
         A pure function of (index, rng), called from several threads and processes at once.
 
@@ -40,6 +57,23 @@ class Source(Protocol):
           BadRecord: the record cannot be read.
         """
         ...
+
+
+class Labelled:
+    """A source whose records are one array each, with a class.
+
+    Attributes:
+      shape: Of the array, such as (h, w, c); float32.
+      num_classes: Labels lie in [0, num_classes).
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+
+    @property
+    def spec(self) -> Spec:
+        """What a record holds: an array and a label."""
+        return Spec(Field(tuple(self.shape)), {"name": "label", "classes": self.num_classes})
 
 
 def check_labels(labels: Any, num_classes: int, where: str) -> np.ndarray:
@@ -67,7 +101,7 @@ def check_labels(labels: Any, num_classes: int, where: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-class Arrays:
+class Arrays(Labelled):
     """Records held in memory, for tests, notebooks and small data.
 
     Args:

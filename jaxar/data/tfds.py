@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxar.data import transform
 from jaxar.data.folder import read_image
-from jaxar.data.source import BadRecord, check_labels
+from jaxar.data.source import BadRecord, Labelled, check_labels
 
 
-class Tfds:
+class Tfds(Labelled):
     """Images of a prepared TFDS dataset as (h, w, channels) in [-1, 1].
 
     Centre-cropped as in ADM (`transform.center_crop`) and mirrored half of the time. Labels are not

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar.parallel import (axes, sharding)
+from jaxar.parallel import axes, sharding
 from jaxar import tree
 from jaxar.runs import setup
 from jaxar.config import ConfigError

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from jaxar import config as configs
-from jaxar.parallel import (distributed, sharding)
+from jaxar.parallel import distributed, sharding
 from jaxar import registry
 from jaxar.runs.load import load_autoencoder
 from jaxar.runs.model import Autoencoder
-from jaxar.runs.setup import (autoencoder_settings, describe, prepare)
+from jaxar.runs.setup import autoencoder_settings, describe, prepare
 from jaxar.config import ConfigError
 from jaxar.console import Bar, say
 from jaxar.data import loader

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar import (checkpoint, tree)
+from jaxar import checkpoint, tree
 from jaxar.parallel import sharding
 from jaxar import config as configs
-from jaxar.runs.load import (CONFIG, EXPORT, MODEL, TOKENIZER, converted)
-from jaxar.runs.model import (Model, Origin)
+from jaxar.runs.load import CONFIG, EXPORT, MODEL, TOKENIZER, converted
+from jaxar.runs.model import Model, Origin
 from jaxar.runs.setup import prepare
 from jaxar.config import ConfigError
 from jaxar.console import say

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxar import (checkpoint, tree)
+from jaxar import checkpoint, tree
 from jaxar.parallel import distributed
 from jaxar.runs import picture
 from jaxar import config as configs
-from jaxar.runs.load import (CONFIG, load_autoencoder, require_same_run)
-from jaxar.runs.model import (Autoencoder, Model)
+from jaxar.runs.load import CONFIG, load_autoencoder, load_frozen, require_same_run
+from jaxar.runs.model import Autoencoder, Model
 from jaxar.runs.setup import (default_workdir, describe, ends_with_evaluation, open_real, open_source, prepare)
 from jaxar.config import ConfigError
 from jaxar.console import say

@@ -14,6 +14,7 @@ import pytest
 from jaxar import registry
 from jaxar.core import plan
 from jaxar.core.condition import Label
+from jaxar.core.visibility import Layout
 from jaxar.flow.guidance import Guidance
 from jaxar.flow.path import Linear
 from jaxar.flow.time import Uniform

@@ -15,7 +15,7 @@ from jaxar import config
 from jaxar.assembly import build_system
 from jaxar.core import plan
 from jaxar.core.condition import Label
-from jaxar.heads.diffusion import Denoising, DiffusionHead, Noise
+from jaxar.heads.diffusion import Denoising, DiffusionHead, DiffusionNoise
 from jaxar.nn.module import bind, params_of
 from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.schemes.masked import Masked, Masking
@@ -80,7 +80,9 @@ def drawn(case, system):
     order = jnp.argsort(jnp.asarray(case["train/mask"]), -1, stable=True)
     counts = set(case["train/mask"].sum(-1).astype(int).tolist())
     assert len(counts) == 1
-    head = Noise(jnp.asarray(case["train/t"])[None], jnp.asarray(case["train/noise"])[None])
+    head = DiffusionNoise(
+        jnp.asarray(case["train/t"])[None], jnp.asarray(case["train/noise"])[None]
+    )
     return tokens, labels, Masking(order, jnp.asarray(counts.pop()), head)
 
 
