@@ -78,7 +78,7 @@ class Bar:
         print(f"\r\x1b[2K|{'█' * filled}{'·' * (24 - filled)}| {text}", end=end, flush=True)
 
     def count(self, done: int, *, every: float = 10.0) -> None:
-        """Shows count, speed and time left; off a terminal, every `every` seconds and at the end."""
+        """Shows count, speed, time left; off a terminal, every `every` seconds and at the end."""
         now = time.monotonic()
         due = self._terminal or done >= self.total or now - self._spoken >= every
         if not due:
