@@ -1,7 +1,7 @@
 """Checkpoints: orbax behind one small class.
 
-A checkpoint holds the whole `TrainState` and a record of what made it. It is written in the
-background and becomes visible whole or not at all.
+A checkpoint holds the whole `TrainState` and a record of its origin. It is written in the
+background, and appears complete or not at all.
 """
 
 import logging
@@ -16,7 +16,7 @@ from jaxar.config import ConfigError
 
 FOLDER = "checkpoints"
 CHUNK = 1 << 26
-"""Bytes that a frugal save writes at a time."""
+"""Bytes that a memory-saving save writes at a time."""
 
 
 class Checkpoints:
@@ -31,15 +31,15 @@ class Checkpoints:
         read_only: bool = False,
         frugal_for: Any = None,
     ):
-        """Opens the folder; cleans it of what an earlier, killed run was writing.
+        """Opens the folder; removes unfinished checkpoints of an earlier, killed run.
 
         Args:
           workdir: Directory of the run.
-          keep: How many of the newest checkpoints stay.
-          keep_every: Steps whose checkpoints stay for ever: multiples of this; 0 for none.
-          read_only: Whether to leave the folder as it is: a run may be writing there.
-          frugal_for: Tree that is to be saved with little more memory than it takes itself: leaf
-            by leaf, and not in the background.
+          keep: Number of newest checkpoints to keep.
+          keep_every: Checkpoints at multiples of this step are kept for ever; 0 for none.
+          read_only: Whether to leave the folder unchanged: a run may be writing there.
+          frugal_for: Tree to save with little more memory than it takes itself: leaf by leaf, and
+            not in the background.
         """
         limit = None
         if frugal_for is not None:
@@ -75,16 +75,16 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Returns the steps there are, in order."""
+        """Returns the steps of all checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; nothing happens if the step is there already.
+        """Starts to write a checkpoint; does nothing if one of this step exists.
 
         Args:
           step: Steps taken.
           state: Tree of arrays.
-          record: Small JSON-like values to find again at `record`.
+          record: Small values in JSON types, which the method `record` returns.
         """
         if step in self._manager.all_steps():
             return
@@ -95,11 +95,11 @@ class Checkpoints:
         self._manager.save(step, args=items)
 
     def wait(self) -> None:
-        """Returns when everything is written; raises if writing failed."""
+        """Waits until everything is written; raises if writing failed."""
         self._manager.wait_until_finished()
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns what `save` was given beside the state."""
+        """Returns the record that `save` stored with the state."""
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["record"]
 
@@ -108,13 +108,13 @@ class Checkpoints:
 
         Args:
           step: One of `steps()`.
-          shapes: Tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, and where.
-          part: Name of a field of the state, e.g. "ema", of which `shapes` is the tree; the rest
-            is not read. It may have been kept in another dtype, and is cast.
+          shapes: Tree of `jax.ShapeDtypeStruct` with shardings: the arrays to restore.
+          part: Field of the state to restore, e.g. "ema", with the tree `shapes`; the rest is not
+            read. It may have been stored in another dtype, and is cast.
 
         Raises:
           ConfigError: the stored tree, a shape or a dtype differs; lists every difference. Orbax
-            would cast dtypes without a word.
+            would cast dtypes silently.
         """
         stored = self._manager.item_metadata(step)["state"].tree
         if part and part not in stored:
@@ -125,7 +125,7 @@ class Checkpoints:
         problems = tree.differences(given, shapes, dtypes=part is None)
         if problems:
             raise ConfigError(
-                f"Checkpoint {step} in {self.folder} is of another model:\n  "
+                f"Checkpoint {step} in {self.folder} belongs to another model:\n  "
                 + "\n  ".join(problems)
             )
         wanted = {part: shapes} if part else shapes
@@ -138,13 +138,13 @@ class Checkpoints:
         return state[part] if part else state
 
     def close(self) -> None:
-        """Waits for what is being written and frees the folder."""
+        """Waits for pending writes and closes the folder."""
         self._manager.close()
 
 
 def exist(workdir: str | Path) -> bool:
     """Returns whether a directory holds any finished checkpoint."""
-    # What is being written, or was cut short, has more in its name than the step.
+    # The names of unfinished checkpoints hold more than the step.
     return any(path.name.isdigit() for path in (Path(workdir) / FOLDER).glob("*"))
 
 
@@ -158,7 +158,7 @@ def converted(workdir: str | Path) -> bool:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Returns the shapes with their shardings, as `Checkpoints.restore` takes them."""
+    """Returns the shapes with their shardings, as needed by `Checkpoints.restore`."""
     return jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
         shapes,

@@ -1,4 +1,4 @@
-"""What a person meets on the command line: flags, a line a stage, and how far it is."""
+"""Command-line interface: the flag parser, one line per stage, and a progress bar."""
 
 import argparse
 import sys
@@ -8,16 +8,16 @@ _silent = False
 
 
 BAD_INPUT = 2
-"""Exit code where input cannot work."""
+"""Exit code for invalid input."""
 
 
 def parser(program: str, about: str | None, examples: str | None = None) -> argparse.ArgumentParser:
-    """Returns a parser without flags; its texts are printed as they stand.
+    """Returns a parser without flags; its texts are printed unchanged.
 
     Args:
-      program: Name to call it by, "python -m jaxar.main".
-      about: What it does.
-      examples: What --help ends with.
+      program: Name of the program, "python -m jaxar.main".
+      about: Description of the program.
+      examples: Text at the end of --help.
     """
     return argparse.ArgumentParser(
         prog=program,
@@ -29,13 +29,13 @@ def parser(program: str, about: str | None, examples: str | None = None) -> argp
 
 
 def silence() -> None:
-    """Has this process print nothing from here on: another one of the job speaks."""
+    """Stops all printing by this process: another process of the job prints."""
     global _silent
     _silent = True
 
 
 def say(stage: str, text: str) -> None:
-    """Prints one line for one stage: "data: 1,437 images ..."."""
+    """Prints one line for a stage: "data: 1,437 images ..."."""
     if not _silent:
         print(f"{stage + ':':<12}{text}", flush=True)
 
@@ -48,28 +48,28 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """Shows how far a loop is: a bar on a terminal, plain lines elsewhere."""
+    """Shows the progress of a loop: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, stage: str, total: int, *, start: int = 0, unit: str = "images"):
         """Starts the clock.
 
         Args:
-          stage: Name of the lines.
-          total: What the loop counts to.
-          start: Where it begins: what was done before does not count for the speed.
-          unit: What is counted.
+          stage: Name of the stage in the lines.
+          total: Count at the end of the loop.
+          start: Count at its beginning; earlier items do not count for the speed.
+          unit: Name of the counted items.
         """
         self.stage, self.total, self.start, self.unit = stage, total, start, unit
         self._began = self._spoken = time.monotonic()
         self._terminal = sys.stdout.isatty() and not _silent
 
     def left(self, done: int) -> str:
-        """Returns the time that is left after `done`, at the speed so far."""
+        """Returns the time left after `done` items, at the speed so far."""
         elapsed = time.monotonic() - self._began
         return duration(elapsed / max(done - self.start, 1) * (self.total - done))
 
     def show(self, done: int, text: str) -> None:
-        """Shows a text: beside the bar on a terminal, else as a line of its own."""
+        """Shows a text: beside the bar on a terminal, elsewhere as a separate line."""
         if not self._terminal:
             say(self.stage, text)
             return
@@ -78,7 +78,7 @@ class Bar:
         print(f"\r\x1b[2K|{'█' * filled}{'·' * (24 - filled)}| {text}", end=end, flush=True)
 
     def count(self, done: int, *, every: float = 10.0) -> None:
-        """Shows count, speed and time left; off a terminal every `every` seconds and at the end."""
+        """Shows count, speed, time left; off a terminal, every `every` seconds and at the end."""
         now = time.monotonic()
         due = self._terminal or done >= self.total or now - self._spoken >= every
         if not due:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever the process may be killed."""
+"""Files that are complete or absent, even if the process is killed."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Replacing:
-    """A binary file that takes its name when the block ends without an error."""
+    """A binary file that gets its name when the block ends without an error."""
 
     def __init__(self, path: str | Path):
         self._path, self._hidden = path, f"{path}.partial"
@@ -23,7 +23,7 @@ class Replacing:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """Writes a text file, UTF-8."""
+    """Writes a UTF-8 text file."""
     with Replacing(path) as file:
         file.write(text.encode())
 

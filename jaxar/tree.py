@@ -1,4 +1,4 @@
-"""Nested dicts of arrays by path, "encoder/blocks/mlp/up/kernel", and what differs in two."""
+"""Nested dicts of arrays by path, "encoder/blocks/mlp/up/kernel", and differences of two trees."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def differences(given: Any, wanted: Any, *, dtypes: bool = False) -> list[str]:
 
     Args:
       given: Tree of arrays or of their shapes.
-      wanted: The same.
+      wanted: Tree to compare with, of arrays or of their shapes.
       dtypes: Whether dtypes must agree too.
     """
     have, want = paths(given), paths(wanted)
@@ -47,7 +47,7 @@ def differences(given: Any, wanted: Any, *, dtypes: bool = False) -> list[str]:
 
 
 def changes(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """Returns a line, "seed: 2 here, 1 there", for each entry in which two records differ."""
+    """Returns a line, "seed: 2 here, 1 there", for each entry that differs in two records."""
     return [
         f"{key}: {here.get(key)!r} here, {there.get(key)!r} there"
         for key in sorted({*here, *there})
@@ -56,18 +56,18 @@ def changes(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
 
 def count(tree: Any) -> int:
-    """Returns how many numbers a tree of arrays or shapes holds."""
+    """Returns the number of elements in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def digest(tree: Any, fetch: Callable[[Any], np.ndarray] = np.asarray) -> str:
     """Returns a SHA-256 over paths, shapes, dtypes and bytes of all leaves, in hexadecimal.
 
-    Equal trees have equal digests, whatever files they came from.
+    Equal trees have equal digests, from whatever files they were read.
 
     Args:
-      tree: Arrays.
-      fetch: From one of them to the host.
+      tree: Tree of arrays.
+      fetch: Function that copies an array to the host.
     """
     total = hashlib.sha256()
     for path, leaf in sorted(paths(tree).items()):

@@ -1,17 +1,16 @@
-"""What is known of TPU chips, in one place, and the names of topologies made of them.
+"""Properties of TPU chips, and the names of topologies made of them.
 
 Sources, per chip: Cloud TPU documentation, pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (memory,
-peak rate, bandwidths); arXiv 2304.01433, table 4 (v4: 6 links of 50 GB/s, 1,050 MHz). Not published
-there, and so derived:
+peak rate, bandwidths); arXiv 2304.01433, table 4 (v4: 6 links of 50 GB/s, 1,050 MHz). Values that
+are not published there are derived:
 
-  usable memory   the limit that libtpu 0.0.42.1 names when a program does not fit
-  clock           peak rate / (operations that the matrix units do in a cycle): 197e12 / (4 x 2 x
-                  128^2) for v5e, 459e12 / (8 x 2 x 128^2) for v5p. For v6e this gives 3.5 GHz with
-                  the published two units of 256^2; half of it is taken, because the compiler's
-                  cycles for products of 4096^3 are then 87 % of peak, near the 88 to 97 % of the
-                  other chips.
-  result          peak rate, clock and the vectors of results in the code of a product of 4096^3,
-                  which divide to 8.0 and, for v6e, 2.0; v4 is like v5p
+  usable memory   the limit that libtpu 0.0.42.1 reports when a program does not fit
+  clock           peak rate / (operations of the matrix units per cycle): 197e12 / (4 x 2 x 128^2)
+                  for v5e, 459e12 / (8 x 2 x 128^2) for v5p. For v6e, with the published two units
+                  of 256^2, this gives 3.5 GHz. The table has half of it: the compiler's cycles for
+                  products of 4096^3 are then 87 % of peak, near the 88 to 97 % of the other chips.
+  result          from peak rate, clock and the result vectors in the code of a product of 4096^3:
+                  8.0, and 2.0 for v6e; v4 is like v5p
 """
 
 import dataclasses
@@ -22,26 +21,28 @@ GIB = 1 << 30
 
 
 class LaunchError(ValueError):
-    """Something asked for that cannot work: one sentence on what, and what to do."""
+    """A request that cannot work; the message says what is wrong and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """A TPU chip.
 
     Attributes:
-      name: As in topology names.
-      kind: What JAX calls the device.
+      name: Name in topologies.
+      kind: JAX's `device_kind`.
       memory: Bytes of HBM.
-      usable: Bytes of it that the compiler gives to a program.
+      usable: Bytes of HBM that the compiler gives to a program.
       flops: Peak rate of bfloat16 matrix products, operations a second.
-      bandwidth: Of the HBM, bytes a second.
-      ici: Of all links to other chips together, bytes a second in one direction.
-      dimensions: Of the torus that the links form.
-      dcn: Of the data-centre network, bytes a second in one direction; None where not published.
+      bandwidth: HBM bandwidth, bytes a second.
+      ici: Bandwidth of all links to other chips together, bytes a second in one direction.
+      dimensions: Dimensions of the torus that the links form.
+      dcn: Bandwidth of the data-centre network, bytes a second in one direction; None if not
+        published.
       clock: Cycles a second.
       result: Cycles of a matrix unit for a vector (8 x 128) of results.
-      options: For the compiler's topology: v4 counts its two cores as one chip only on request.
+      options: Options for the compiler's topology: v4 treats its two cores as one chip only on
+        request.
     """
 
     name: str
@@ -120,12 +121,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips in a torus, or several such slices over the data-centre network.
+    """A torus of chips, or several such slices joined by the data-centre network.
 
     Attributes:
-      chip: Of which it is made.
+      chip: Its kind of chip.
       shape: Chips along each dimension of a slice.
-      slices: How many slices.
+      slices: Number of slices.
     """
 
     chip: Chip
@@ -134,7 +135,7 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many chips there are in all slices."""
+        """The number of chips in all slices."""
         count = self.slices
         for size in self.shape:
             count *= size
@@ -142,7 +143,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As on the command line: "v5e:16x16", "2 x v5e:16x16"."""
+        """The name on the command line: "v5e:16x16", "2 x v5e:16x16"."""
         one = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
         return one if self.slices == 1 else f"{self.slices} x {one}"
 
@@ -151,14 +152,14 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     """Returns the topology of a name such as "v5e:16x16", "v5p:4x4x8" or "2 x v5e:16x16".
 
     Raises:
-      LaunchError: no such chip, another number of dimensions, or sizes that hosts of four chips
-        (2 x 2) do not fill; names what would work.
+      LaunchError: the chip is unknown, the number of dimensions is wrong, or hosts of four chips
+        (2 x 2) do not fill the sizes. The message names what works.
     """
     found = re.fullmatch(r"\s*(?:(\d+)\s*x\s*)?([a-z]\w*):(\d+(?:x\d+)*)\s*", name)
     if not found:
         raise LaunchError(
-            f"--topology={name!r} is no topology: write chip:sizes, such as v5e:16x16, v5p:4x4x8 "
-            "or 2 x v5e:16x16."
+            f"--topology={name!r} is not a topology: write chip:sizes, such as v5e:16x16, "
+            "v5p:4x4x8 or 2 x v5e:16x16."
         )
     count, kind, sizes = found.groups()
     if kind not in CHIPS:

@@ -1,9 +1,8 @@
-"""Communication in a compiled program: what is sent, over which axes of the mesh, how long.
+"""Communication in a compiled program: bytes, mesh axes and time of its collectives.
 
     seconds of a collective = bytes a chip sends / bandwidth of the links it can use             (1)
 
-(1) is the time if nothing else runs meanwhile; the TPU compiler lets much of it run beside
-computation.
+(1) is the time without overlap; the TPU compiler overlaps much of it with computation.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from launch.chips import Chip
 from launch.hlo import Computation, Instruction, Program, operand
 
 COLLECTIVES = {
-    # Bytes that are moved, and that a chip sends on a ring of g chips, for each byte it puts in.
+    # Bytes moved, and bytes a chip sends on a ring of g chips, for each input byte of a chip.
     "all-gather": (lambda g: g, lambda g: g - 1),
     "reduce-scatter": (lambda g: 1, lambda g: (g - 1) / g),
     "all-reduce": (lambda g: 1, lambda g: 2 * (g - 1) / g),
@@ -36,13 +35,13 @@ class Collective:
 
     Attributes:
       kind: Row of `COLLECTIVES`.
-      axes: Mesh axes it runs over, "data,fsdp"; "?" where the groups follow no axes.
-      group: Chips that take part together.
-      count: How often in one run of the program.
-      bytes: Moved: of the whole array gathered, scattered or reduced; summed over all.
+      axes: Mesh axes it runs over, "data,fsdp"; "?" if the groups follow no axes.
+      group: Chips in a group.
+      count: Number of times in one run of the program.
+      bytes: Bytes of the whole arrays that are gathered, scattered or reduced, in total.
       sent: Bytes that a chip sends.
-      seconds: By (1).
-      known: Whether all loops around it are counted.
+      seconds: Time by (1).
+      known: Whether the iterations of all loops around it are known.
     """
 
     kind: str
@@ -56,10 +55,10 @@ class Collective:
 
 
 class Talk:
-    """Gathers the collectives of a program, one instruction after the other."""
+    """Collects the collectives of a program, instruction by instruction."""
 
     def __init__(self, chip: Chip, devices: np.ndarray, axes: Sequence[str]):
-        """Takes the chip, and the mesh's devices and names of axes."""
+        """Takes the chip, and the mesh's devices and axis names."""
         self._chip, self._devices, self._axes = chip, devices, axes
         self._rows: dict[tuple[str, str, int], Collective] = {}
         self._channels: set[str] = set()
@@ -72,11 +71,11 @@ class Talk:
         times: int,
         known: bool,
     ) -> None:
-        """Adds the collectives that an instruction is, or that are fused in it.
+        """Adds an instruction's collectives: itself, or those fused into it.
 
-        TPUs spread one collective over several fusions that compute meanwhile, in inner loops, too,
-        all of one channel: the first counts. A fusion of a reduction with the slices of its result
-        scatters.
+        The TPU compiler spreads one collective over several fusions that also compute, even in
+        inner loops. All have one channel, and only the first is counted. A fusion of a reduction
+        with slices of its result is a reduce-scatter.
         """
         scatters = any("all-reduce-scatter" in name for name in instruction.called)
         for inner, around in [(instruction, computation), *program.inside(instruction)]:
@@ -91,7 +90,7 @@ class Talk:
                     self._in_groups(kind, given, inner.attributes, times, known)
 
     def _heard(self, instruction: Instruction) -> bool:
-        """Returns whether this is a further part of a collective that was added."""
+        """Returns whether this is another part of a collective that was added before."""
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         if "async_collective_fusion_config" not in instruction.attributes or not channel:
             return False
@@ -105,7 +104,7 @@ class Talk:
         self._add(kind, axes, groups.shape[1], given, self._bandwidth(groups), times, known)
 
     def _between_slices(self, kind: str, given: int, times: int, known: bool) -> None:
-        """Adds what goes over the data-centre network: the axis along which slices differ."""
+        """Adds a transfer over the data-centre network, along the axis where slices differ."""
         slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(self._devices)
         axes = [
             name
@@ -133,10 +132,10 @@ class Talk:
         )
 
     def _bandwidth(self, groups: np.ndarray) -> float:
-        """Returns bytes a second that a chip can send within its group, by (1).
+        """Returns the bytes a second that a chip can send within its group, for (1).
 
-        A chip's links are shared out evenly to the dimensions of the torus; a group uses those of
-        the dimensions along which it extends. Between slices there is the data-centre network.
+        A chip's links are divided evenly among the dimensions of the torus; a group uses those of
+        the dimensions along which it extends. Slices use the data-centre network.
         """
         chip = self._chip
         members: list[Any] = [self._devices.flat[int(number)] for number in groups[0]]
@@ -148,14 +147,14 @@ class Talk:
         return chip.ici * min(max(used, 1), chip.dimensions) / chip.dimensions
 
     def grouped(self) -> tuple[Collective, ...]:
-        """Returns a row for each kind, axes and size of group, the most bytes first."""
+        """Returns a row for each kind, axes and group size, sorted by bytes, the most first."""
         return tuple(sorted(self._rows.values(), key=lambda row: -row.bytes))
 
 
 def kind_of(instruction: Instruction) -> str:
-    """Returns the kind of a collective, or nothing for another instruction or its end.
+    """Returns the kind of a collective, or "" for other instructions and for its end.
 
-    What slices of TPUs tell each other is sent through the hosts, and says what it is part of.
+    Transfers between TPU slices go through the hosts, and name their collective.
     """
     kind = instruction.op.removesuffix("-start")
     if kind == "send":
@@ -165,12 +164,11 @@ def kind_of(instruction: Instruction) -> str:
 
 
 def parse_groups(text: str, devices: int) -> np.ndarray:
-    """Returns the groups of a collective: numbers of devices in the mesh's order, a group a row.
+    """Returns the groups of a collective, one per row: device indices in the mesh's order.
 
-    XLA writes them as `{{0,1},{2,3}}`, as `[2,2]<=[4]`, where devices are counted, perhaps after
-    `T(1,0)` turned the axes round, or by axes, `mesh['a'=2,'b'=2] {'b'}`, perhaps of devices that
-    are counted like that; pairs of a permutation as `source_target_pairs={{0,1},...}`. No groups
-    at all mean all devices.
+    XLA writes them as lists, `{{0,1},{2,3}}`; as counts, `[2,2]<=[4]`, optionally with a transpose
+    `T(1,0)`; or by axes, `mesh['a'=2,'b'=2] {'b'}`, optionally of devices given as counts. Pairs of
+    a permutation are `source_target_pairs={{0,1},...}`. No groups mean all devices.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text)
     if listed:
@@ -192,7 +190,7 @@ def parse_groups(text: str, devices: int) -> np.ndarray:
 
 
 def _counted(text: str) -> np.ndarray:
-    """Returns device numbers: "[2,3]" counts from 0, "[2,3]T(1,0)" then turns the axes round."""
+    """Returns device indices: "[2,3]" counts from 0, "[2,3]T(1,0)" then transposes the axes."""
     shape, _, order = text.strip("[)").replace("]", "").partition("T(")
     if not text.startswith("["):
         return np.asarray(_numbers(shape))
@@ -225,7 +223,7 @@ def _mesh_groups(sizes: dict[str, int], over: str) -> np.ndarray:
 def axes_of(groups: np.ndarray, shape: Sequence[int], axes: Sequence[str]) -> str:
     """Returns the mesh axes along which the members of a group differ, "data,fsdp".
 
-    An axis of which a group has only a part ends with "/", as "data/". Axes of size 1 are not
+    An axis that a group covers only in part ends with "/", as "data/". Axes of size 1 are not
     named.
     """
     places = np.stack(np.unravel_index(groups, shape), -1)

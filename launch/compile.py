@@ -1,9 +1,9 @@
-"""Compiles a config's programs for TPUs that are not there, and says what they would need.
+"""Compiles a config's programs for TPUs ahead of time, and reports memory, time and communication.
 
     python -m launch.compile --config=configs/xar_h.py --topology=v5e:16x16 --config.mesh.fsdp=16
 
-Needs a CPU machine with the TPU compiler: pip install 'jaxar[aot]', in an environment of its own.
-Exit codes: 0, all fits; 1, something does not fit or took too long; 2, bad input.
+It runs on a CPU machine with the TPU compiler: pip install 'jaxar[aot]', in a separate environment.
+Exit codes: 0, all programs fit; 1, a program does not fit or took too long; 2, bad input.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from launch.schedule import arguments
 
 NOT_FIT = 1
 STACK = "--fibers_default_thread_stack_size=4194304"
-"""Bytes of stack for the compiler's threads: the default overflows on the step of xAR-H."""
+"""Stack size of the compiler's threads, in bytes: the default overflows on the step of xAR-H."""
 
 EXAMPLES = """\
 examples:
@@ -39,7 +39,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of all flags but those that override fields of the config."""
+    """Returns the parser of all flags except those that override config fields."""
     flags = console.parser(
         "python -m launch.compile",
         "Compile for a TPU topology on a CPU machine: memory, time, communication.",
@@ -60,10 +60,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def environment(version: str = "") -> None:
-    """Sets what keeps JAX and libtpu from looking for TPUs; before JAX is imported.
+    """Sets the environment so that JAX and libtpu look for no TPU. Call it before importing JAX.
 
-    libtpu lets one process at a time load it, for the sake of the TPU it would share; here there is
-    none.
+    By default libtpu loads in one process at a time, to protect the TPU; here there is no TPU.
     """
     os.environ.update(
         JAX_PLATFORMS="cpu",
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(flags: argparse.Namespace, rest: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the reports that the flags ask for, and prints them as they come."""
+    """Returns the requested reports; prints each when it is ready."""
     from jaxar.main import assignments
     from launch import report
     from launch.chips import LaunchError, parse_topology
@@ -107,7 +106,7 @@ def run(flags: argparse.Namespace, rest: Sequence[str]) -> list[dict[str, Any]]:
     if not flags.topology:
         raise LaunchError("--topology is missing: v5e:16x16, for instance.")
     if flags.against and len(flags.config) == 2:
-        raise LaunchError("--against and a second --config are two ways to compare: give one.")
+        raise LaunchError("--against and a second --config exclude each other: give one of them.")
     kinds = flags.what.split(",")
     if unknown := [kind for kind in kinds if kind not in ("train", "sample")]:
         raise LaunchError(f"--what must be train, sample or train,sample, not {unknown[0]!r}.")
@@ -137,7 +136,7 @@ def run(flags: argparse.Namespace, rest: Sequence[str]) -> list[dict[str, Any]]:
 def one(
     name: str, topology: Any, words: Sequence[str], kind: str, flags: argparse.Namespace
 ) -> dict[str, Any]:
-    """Returns the report of one program; with --fix, of the first change that makes it fit."""
+    """Returns the report of one program; with --fix, that of the first change that fits."""
     from jaxar import config as configs
     from launch import fitting, programs
 
@@ -197,7 +196,7 @@ def _show(text: str, *reports: dict[str, Any]) -> None:
 
 
 class _Limit:
-    """Ends the process with one sentence if a block takes longer; nothing interrupts compiling."""
+    """Ends the process with a message if a block takes too long; nothing else stops compiling."""
 
     def __init__(self, seconds: float | int):
         self._timer = threading.Timer(seconds, self._end, [seconds])
@@ -213,8 +212,8 @@ class _Limit:
     @staticmethod
     def _end(seconds: float | int) -> None:
         print(
-            f"python -m launch.compile: not done after {seconds:g} s: allow more with --limit, or "
-            "change the setting that compiles so long (some kinds of rematerialisation do).",
+            f"python -m launch.compile: not done after {seconds:g} s: raise --limit, or change the "
+            "setting that takes so long to compile (such as some kinds of rematerialisation).",
             file=sys.stderr,
             flush=True,
         )

@@ -1,10 +1,11 @@
-"""What a compiled program does on one chip: operations, memory traffic, cycles.
+"""The costs of a compiled program on one chip: operations, memory traffic, cycles.
 
-    time by cycles = sum of max(cycles / clock, bytes of HBM / (BANDWIDTH x bandwidth)) x turns  (1)
-    roofline       = sum of max(operations / peak rate, bytes of HBM / bandwidth) x turns        (2)
+    time by cycles = sum of max(cycles / clock, bytes of HBM / (BANDWIDTH x bandwidth)) x runs   (1)
+    roofline       = sum of max(operations / peak rate, bytes of HBM / bandwidth) x runs         (2)
 
-over the instructions, with the cycles of `schedule`, or the compiler's own estimate where its code
-is not at hand. Both leave collectives out, see `communication`.
+The sums are over instructions and the number of times each runs. Cycles are those of `schedule`, or
+the compiler's own estimate for instructions without code. Both leave out collectives, see
+`communication`.
 """
 
 import dataclasses
@@ -25,24 +26,25 @@ FREE = {
     *("conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "async-start"),
     *("send", "recv"),
 }
-"""Instructions that move nothing by themselves."""
+"""Instructions without memory traffic of their own."""
 
 BANDWIDTH = 0.8
-"""Share of the memory's bandwidth that is reached: the compiler's own cycles for copies say so."""
+"""Achieved fraction of the memory bandwidth, from the compiler's own cycles for copies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Sums over one run of a program on one chip.
+    """Totals of one run of a program on one chip.
 
     Attributes:
-      flops: Operations of matrix products and convolutions, 2 for multiply and add.
+      flops: Operations of matrix products and convolutions; a multiply-add is 2.
       traffic: Bytes read from and written to main memory.
-      cycles: By (1), or 0 where there are none, as for CPUs.
+      cycles: Cycles by (1); 0 if there are none, as for CPUs.
       roofline: Seconds by (2).
-      collectives: By kind and axes.
-      heaviest: (part of the program, share of the cycles), the most expensive first.
-      unknown: What could not be counted: loops of unknown turns, kernels of unknown operations.
+      collectives: Collectives by kind and axes.
+      heaviest: (part of the program, fraction of the cycles), the most expensive first.
+      unknown: What could not be counted: loops with unknown iterations, kernels with unknown
+        operations.
     """
 
     flops: float
@@ -64,9 +66,9 @@ def measure(
     """Returns the costs of a program.
 
     Args:
-      program: As compiled for the mesh.
-      chip: What it runs on.
-      devices: The mesh's devices, one dimension for each axis.
+      program: Program compiled for the mesh.
+      chip: Chip that it runs on.
+      devices: The mesh's devices, with one dimension for each axis.
       axes: Names of the mesh's axes.
       scheduled: Cycles of instructions by name, see `schedule.collect`.
     """
@@ -111,7 +113,7 @@ def measure(
 def _spends(
     program: Program, scheduled: Mapping[str, int]
 ) -> Callable[[Instruction, Computation], int | None]:
-    """Returns the function from an instruction to its cycles; alike ones share their code."""
+    """Returns the function from an instruction to its cycles; identical ones share one code."""
 
     def code(instruction, computation):
         taken = range(len(instruction.operands))
@@ -143,7 +145,7 @@ def _all(program: Program, instruction: Instruction) -> Iterator[Instruction]:
 
 
 def flops(program: Program, instruction: Instruction, computation: Computation) -> float | None:
-    """Returns operations of the matrix products in an instruction; None for an unknown kernel."""
+    """Returns the operations of an instruction's matrix products; None for an unknown kernel."""
     if instruction.op == "custom-call" and "tpu_custom_call" in instruction.attributes:
         return _said(instruction, "flops")
     own = _products(instruction, computation)
@@ -163,9 +165,10 @@ def _products(instruction: Instruction, computation: Computation) -> float:
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> float:
-    """Returns 2 x products; those with padding and with zeros between values do not count.
+    """Returns 2 x the number of products, without those with padding and dilation zeros.
 
-    TPUs write batched matrix products as convolutions whose windows mostly see padding.
+    The TPU compiler writes batched matrix products as convolutions whose windows are mostly
+    padding.
     """
     text = instruction.attributes
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
@@ -188,7 +191,7 @@ def _convolution(instruction: Instruction, computation: Computation) -> float:
 def _positions(
     size: int, kernel: int, out: int, stride: int, low: int, left: int, right: int
 ) -> int:
-    """Returns how many pairs of output and kernel place meet a value of the input."""
+    """Returns the number of pairs of output and kernel positions that read an input value."""
     at = np.arange(out)[:, None] * stride - low + np.arange(kernel)[None] * right
     return int(((at >= 0) & (at <= (size - 1) * left) & (at % left == 0)).sum())
 
@@ -219,16 +222,16 @@ def _count(text: str, name: str) -> int:
 
 
 def hbm_bytes(program: Program, instruction: Instruction, computation: Computation) -> float:
-    """Returns bytes an instruction reads from and writes to main memory.
+    """Returns the bytes that an instruction reads from and writes to main memory.
 
-    Of an operand that is only sliced, the slices count; of a result that is an operand with a part
-    replaced, the part. What lives in a TPU's vector memory costs nothing here.
+    For an operand that is only sliced, the slices count. For a result that is an operand with an
+    updated part, the part counts. Arrays in a TPU's vector memory do not count.
     """
     op = instruction.op
     if op in FREE or op.endswith("-done") or kind_of(instruction):
         return 0.0
     if op in ("copy-start", "slice-start"):
-        # Result and source, one of them in vector memory; only what arrives is moved.
+        # Result and source, one of them in vector memory; only the smaller one is moved.
         arrives = min(instruction.shapes[:2], key=lambda shape: shape.bytes)
         return float(sum(arrives.bytes for s in instruction.shapes[:2] if s.space == 0))
     inner = program.computations[instruction.called[0]] if op == "fusion" else None
@@ -242,19 +245,19 @@ def hbm_bytes(program: Program, instruction: Instruction, computation: Computati
     for number, shape in enumerate(instruction.shapes):
         if shape.space == 0:
             total += _written(inner, instruction, computation, number, shape)
-    # A kernel may look at a part of what it takes.
+    # A kernel may read only a part of its operands.
     said = _said(instruction, "bytes_accessed") if op == "custom-call" else None
     return total if said is None else min(total, said)
 
 
 def _said(kernel: Instruction, what: str) -> float | None:
-    """Returns what a kernel says of its own costs."""
+    """Returns a kernel's own cost estimate, or None."""
     found = re.search(rf'"?{what}"?:\s*"?(\d+)', kernel.attributes)
     return float(found.group(1)) if found else None
 
 
 def _read(program: Program, instruction: Instruction, number: int, shape: Shape) -> float:
-    """Returns bytes read of an operand: in a fusion, and in fusions within it, only its slices."""
+    """Returns the bytes read from an operand; in fusions, also nested ones, only its slices."""
     whole = float(shape.bytes)
     if instruction.op in SLICES_OF and number == 0:
         return float(instruction.shapes[0].bytes)
@@ -294,7 +297,7 @@ def _written(
 
 
 def _users(inner: Computation, name: str) -> Iterator[tuple[Instruction, int]]:
-    """Yields what uses a value, behind bitcasts, and as which operand."""
+    """Yields the users of a value, looking through bitcasts, and their operand indices."""
     for instruction in inner.values():
         for place, operand_name in enumerate(instruction.operands):
             if operand_name == name and instruction.op == "bitcast":
@@ -304,7 +307,7 @@ def _users(inner: Computation, name: str) -> Iterator[tuple[Instruction, int]]:
 
 
 def _part(instruction: Instruction) -> str:
-    """Returns a short name of the traced operation: what it is, and whether of the backward pass.
+    """Returns a short name of the traced operation and its phase, such as the backward pass.
 
     "jit(step)/transpose(jvp())/while/body/checkpoint/dot_general" is "dot_general, backward".
     """

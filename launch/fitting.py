@@ -1,10 +1,10 @@
-"""What would make a program fit: settings in a fixed order, each judged from the parts it changes.
+"""Settings that make a program fit, in a fixed order, with a prediction of the memory of each.
 
     needed = state by the table of shardings + the rest                                       (1)
 
-The state of a changed mesh is computed exactly. The rest (activations, gradients, buffers) is taken
-from the compiler's refusal and scaled with the images of a chip; it is not known how much of it
-more rematerialisation would save, so that is proposed first and left to a compile.
+The state of a changed mesh is computed exactly. The rest (activations, gradients, buffers) comes
+from the compiler's error message and scales with the images per chip. How much more
+rematerialisation saves is unknown without compiling, so it is proposed first, without a prediction.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ from typing import Any
 from launch.report import Report
 
 Change = tuple[list[str], str]
-"""Fields to set, as "field=value", and why."""
+"""Fields to set, as "field=value", and the reason."""
 
 ROOM = 0.95
-"""Share of the memory that a prediction may fill: the compiler's own need is not that exact."""
+"""Fraction of the memory that a prediction may fill, since predictions are not exact."""
 
 
 def advice(config: Any, report: Report, state_of: Callable[[dict[str, int]], int]) -> list[str]:
-    """Returns sentences on what would make a program fit, the first that should be tried first.
+    """Returns advice on how to make a program fit, a line each, in the order to try.
 
     Args:
       config: The config that does not fit.
       report: Its report.
-      state_of: state_of(mesh) -> bytes on a chip of what the program is given.
+      state_of: state_of(mesh) -> bytes of the program's state on one chip.
     """
     if report["fits"] or report["needed"] is None:
         return []
@@ -44,21 +44,21 @@ def advice(config: Any, report: Report, state_of: Callable[[dict[str, int]], int
 
 
 def candidates(config: Any, report: Report) -> Iterator[Change]:
-    """Yields changes, those that cost the least first; later ones include what helped before.
+    """Yields changes, the cheapest first; later ones include earlier ones that help.
 
-    Rematerialisation changes nothing else; more fsdp communicates more; accumulation takes the
-    batch in parts, whose products are smaller.
+    Rematerialisation changes nothing else; more fsdp communicates more; accumulation splits the
+    batch into parts, which makes matrix products smaller.
     """
     now = config.model.get("remat")
     kept = ("none", "projections", "branches", "blocks")
     for place, remat in enumerate(kept):
         if report["what"] == "train" and now in kept[:place]:
-            yield [f"model.remat={remat}"], "fewer values are kept for the backward pass"
+            yield [f"model.remat={remat}"], "fewer values are stored for the backward pass"
     mesh = report["mesh"]
     fsdp, free = mesh["fsdp"], mesh["data"]
     while free % 2 == 0 and free > 1:
         fsdp, free = 2 * fsdp, free // 2
-        yield [f"mesh.fsdp={fsdp}", "mesh.data=-1"], "more of the state is shared out"
+        yield [f"mesh.fsdp={fsdp}", "mesh.data=-1"], "the state is sharded over more chips"
     images = report["batch"] * mesh.get("tensor", 1) // report["chips"]
     parts = config.memory.accumulate
     while report["what"] == "train" and images % (2 * parts) == 0:
@@ -75,13 +75,13 @@ def predicted(
     state_of: Callable[[dict[str, int]], int],
     parts: int = 1,
 ) -> int | None:
-    """Returns the bytes by (1) after a change; None where they do not follow from the parts.
+    """Returns the bytes by (1) after a change; None if they cannot be predicted.
 
     Args:
-      report: Of the program that does not fit.
-      fields: What is changed.
-      state_of: state_of(mesh) -> bytes on a chip of what the program is given.
-      parts: In which the program cuts a batch already.
+      report: Report of the program that does not fit.
+      fields: Fields that are changed.
+      state_of: state_of(mesh) -> bytes of the program's state on one chip.
+      parts: Parts into which the program already splits a batch.
     """
     values = dict(field.split("=") for field in fields)
     if "model.remat" in values:
@@ -100,7 +100,7 @@ def predicted(
 def smallest_fsdp(chips: int, usable: int, state_of: Callable[[dict[str, int]], int]) -> int:
     """Returns the smallest fsdp, a power of two, that leaves half of the memory to activations.
 
-    That of all chips where none does.
+    If none does, it returns the largest power of two that divides the chips.
     """
     fsdp = 1
     while chips % (2 * fsdp) == 0 and state_of(dict(data=-1, fsdp=fsdp, tensor=1)) > usable / 2:

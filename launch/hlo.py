@@ -1,7 +1,7 @@
-"""Compiled programs as text (HLO), read into instructions with the number of times each runs.
+"""Parser of compiled programs as text (HLO): instructions, and how many times each runs.
 
-The compiler's own sums (`cost_analysis`) count the body of a loop once. Here a loop over layers
-counts as often as it turns, which the program says in its loop condition.
+The compiler's own totals (`cost_analysis`) count the body of a loop once. Here it counts once per
+iteration; the number of iterations follows from the loop's condition.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import prod
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
-"""Sizes of types whose names do not say them; for f32, bf16, s8 and f8e4m3 the digits do."""
+"""Bits of types whose names do not tell them, as the digits of f32, bf16, s8 and f8e4m3 do."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
@@ -23,12 +23,12 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array.
+    """Shape, dtype and memory space of an array.
 
     Attributes:
       dtype: "f32", "bf16", ...
-      dims: Its sizes.
-      space: Where it lives: 0 is the device's main memory, 1 a TPU's vector memory.
+      dims: Sizes of its axes.
+      space: Memory space: 0 is the device's main memory, 1 a TPU's vector memory.
     """
 
     dtype: str
@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Size in memory, without padding."""
+        """Bytes in memory, without padding."""
         if self.dtype in BITS:
             bits = BITS[self.dtype]
         else:
@@ -52,10 +52,10 @@ class Instruction:
     Attributes:
       name: Its name in its computation.
       op: "dot", "fusion", "all-gather-start", ...
-      shapes: What it gives: one array, or those of a tuple, nested ones in a row.
-      operands: Names of what it takes; of a constant or parameter, its value or number.
+      shapes: Its result: one array, or the arrays of a tuple, flattened.
+      operands: Names of its operands; for a constant or parameter, its value or number.
       attributes: The rest of its line.
-      root: Whether it is its computation's result.
+      root: Whether it is the result of its computation.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Instruction:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations it runs; a loop's condition is not among them."""
+        """Names of the computations it runs, without a loop's condition."""
         return tuple(
             name.strip().lstrip("%")
             for several, one in _CALLED.findall(self.attributes)
@@ -76,13 +76,13 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """What it was in the traced program: "jit(step)/jvp()/while/body/dot_general"."""
+        """The operation in the traced program: "jit(step)/jvp()/while/body/dot_general"."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
     @property
     def cycles(self) -> int | None:
-        """The TPU compiler's own estimate, where it gives one."""
+        """The TPU compiler's own estimate, or None."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found.group(1)) if found else None
 
@@ -103,11 +103,11 @@ class Program:
     entry: str
 
     def walk(self) -> Iterator[tuple[Instruction, Computation, int, bool]]:
-        """Yields every instruction that runs by itself, with its computation.
+        """Yields (instruction, computation, runs, known) for all instructions outside fusions.
 
-        The third value says how often it runs, the fourth whether that is known: the body of a
-        loop whose turns the text does not tell counts once. Of a branch, every side counts. What
-        is inside a fusion is not yielded: see `inside`.
+        `runs` is how many times it runs, `known` whether that is exact: the body of a loop with an
+        unknown number of iterations counts once. All sides of a branch count. `inside` yields the
+        instructions of a fusion.
         """
         yield from self._walk(self.entry, 1, True)
 
@@ -126,9 +126,9 @@ class Program:
                     yield from self._walk(called, times, known)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
-        """Yields the instructions of a fusion, those of fusions in it too; none of anything else.
+        """Yields the instructions of a fusion and its nested fusions; nothing for others.
 
-        A custom fusion may call computations beside its own; what they hold counts as inside.
+        A custom fusion may call further computations; their instructions count as inside.
         """
         if instruction.op != "fusion":
             return
@@ -139,10 +139,10 @@ class Program:
                 yield from self.inside(inner)
 
     def turns(self, loop: Instruction, computation: Computation) -> int | None:
-        """Returns how often a loop turns, or None where the text does not tell.
+        """Returns the number of iterations of a loop, or None if it is unknown.
 
-        Either the compiler wrote it down, or the condition compares a counter of the loop's state,
-        which goes up by one, with a constant.
+        Either the compiler states it, or the condition compares a counter of the loop's state,
+        which increases by one, with a constant.
         """
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if found:
@@ -152,7 +152,7 @@ class Program:
             return None
         asked = self.computations[condition.group(1)]
         root = next(i for i in asked.values() if i.root)
-        if root.op == "fusion":  # the comparison alone, wrapped
+        if root.op == "fusion":  # holds only the comparison
             outside = root.operands
             inner = self.computations[root.called[0]]
             root = next(i for i in inner.values() if i.root)
@@ -171,7 +171,7 @@ class Program:
     def _state(
         self, condition: Computation, name: str, loop: Instruction, computation: Computation
     ) -> int | None:
-        """Returns a whole number that the condition sees before the first turn, if it is fixed."""
+        """Returns the integer the condition reads before the first iteration, if constant."""
         value = _through(condition, name)
         if value.op == "constant":
             return _whole(value)
@@ -186,7 +186,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Returns the program of a text, as `compiled.as_text()` gives it.
+    """Returns the program of a text from `compiled.as_text()`.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -203,12 +203,12 @@ def parse(text: str) -> Program:
         elif current is not None and (instruction := _instruction(line)):
             current[instruction.name] = instruction
     if not entry:
-        raise ValueError("This text is no compiled program: it has no ENTRY computation.")
+        raise ValueError("This text is not a compiled program: it has no ENTRY computation.")
     return Program(computations, entry)
 
 
 def operand(computation: Computation, instruction: Instruction, number: int) -> Shape:
-    """Returns the array an instruction takes; nothing where it takes none or a tuple."""
+    """Returns the shape of an operand; an empty one if the operand is a tuple."""
     shapes = computation[instruction.operands[number]].shapes
     return shapes[0] if len(shapes) == 1 else Shape("token", ())
 
@@ -237,7 +237,7 @@ def _shape(dtype: str, dims: str, layout: str) -> Shape:
 
 
 def _closing(text: str, start: int) -> int:
-    """Returns where the bracket that opens at `start` closes."""
+    """Returns the index at which the bracket at `start` closes."""
     depth = 0
     for place in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -247,7 +247,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """Returns the parts between commas that no bracket encloses."""
+    """Returns the parts of a text, split at commas outside brackets."""
     parts, depth, part = [], 0, ""
     for letter in text:
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(letter, 0)
@@ -260,7 +260,7 @@ def _split(text: str) -> list[str]:
 
 
 def _through(computation: Computation, name: str) -> Instruction:
-    """Returns the instruction behind copies and conversions of its value."""
+    """Returns the instruction that makes a value, looking through copies and conversions."""
     instruction = computation[name]
     while instruction.op in ("copy", "convert", "bitcast", "copy-done", "copy-start"):
         instruction = computation[instruction.operands[0]]

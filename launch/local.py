@@ -1,11 +1,11 @@
-"""Runs a program as several processes on this machine, as a cluster would on several.
+"""Runs a program as several processes on this machine, like a cluster on several machines.
 
     python -m launch.local --processes=2 --devices=4 -- python -m jaxar.main --config=xar_digits
     python -m launch.local --processes=8 --gpus -- python -m jaxar.main --config=xar_b
 
 Each process finds the others by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. When
-one fails, the others get --grace seconds to end by themselves and are then killed. SIGTERM and
-SIGINT are passed on to all, so that they save. The exit code is that of the first that failed.
+one fails, the others have --grace seconds to end by themselves, and are then killed. SIGTERM and
+SIGINT are passed on to all, so that they save. The exit code is that of the first failed process.
 """
 
 import argparse
@@ -28,11 +28,11 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the flags before "--"."""
     flags = console.parser("python -m launch.local", __doc__)
     add = flags.add_argument
-    add("--processes", type=int, default=2, help="how many (default: 2)")
-    add("--devices", type=int, help="CPU devices of each; without it JAX's own choice")
-    add("--gpus", action="store_true", help="one GPU for each process, in the order of numbers")
+    add("--processes", type=int, default=2, help="number of processes (default: 2)")
+    add("--devices", type=int, help="CPU devices per process (default: JAX's choice)")
+    add("--gpus", action="store_true", help="give process i GPU i")
     add("--grace", type=float, default=30, help="seconds from a failure to killing (default: 30)")
-    add("command", nargs="*", help="what to run, after --")
+    add("command", nargs="*", help="command to run, after --")
     return flags
 
 
@@ -84,14 +84,14 @@ def environments(
 
 
 class Job:
-    """The processes of one command; their output comes line by line, each with its number."""
+    """The processes of one command; prints their output line by line, with the process index."""
 
     def __init__(
         self, command: Sequence[str], *, processes: int, devices: int | None, gpus: bool = False
     ):
-        """Starts them; each in a group of its own, so that what it starts ends with it.
+        """Starts the processes, each in its own group, so that its children end with it.
 
-        SIGTERM and SIGINT to this process are passed on from now on.
+        From then on, SIGTERM and SIGINT to this process are passed on.
 
         Raises:
           SystemExit: the command cannot be started.
@@ -124,7 +124,7 @@ class Job:
             self._readers.append(reader)
 
     def wait(self, grace: float) -> int:
-        """Returns the code of the first process that failed, when none is left; 0 if none did."""
+        """Returns the code of the first failed process, 0 if none failed, when all have ended."""
         code, deadline = 0, float("inf")
         while None in (codes := [member.poll() for member in self._members]):
             failed = [i for i, found in enumerate(codes) if found]
@@ -142,7 +142,7 @@ class Job:
         return code or next((_code(m.returncode) for m in self._members if m.returncode), 0)
 
     def end(self, number: int) -> None:
-        """Sends a signal to every process that is left, and to what it started."""
+        """Sends a signal to all remaining processes and their children."""
         for member in self._members:
             if member.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -150,7 +150,7 @@ class Job:
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nothing listens on now."""
+    """Returns a free port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -162,7 +162,7 @@ def _copy(number: int, lines: IO[str] | Any) -> None:
 
 
 def _code(code: int) -> int:
-    """Returns a shell's code: 128 and the signal for a process that a signal ended."""
+    """Returns the exit code as in a shell: 128 + the signal for a process ended by a signal."""
     return 128 - code if code < 0 else code
 
 

@@ -1,8 +1,8 @@
-"""The programs of a config, compiled for devices that are not there.
+"""The programs of a config, compiled for devices that are not present.
 
-They are those of `jaxar.training.step` and `jaxar.runs.model`, given shapes with their shardings in
-place of arrays. The memory that a real run takes beside them: batches that wait (a few MB) and what
-the runtime keeps for itself.
+They are the programs of `jaxar.training.step` and `jaxar.runs.model`, compiled for shapes with
+shardings instead of arrays. A real run also needs memory for queued batches (a few MB) and for the
+runtime.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from launch.chips import LaunchError, Topology
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A program, or what the compiler said instead.
+    """A compiled program, or the compiler's error message.
 
     Attributes:
-      mesh: Of the devices it is for.
-      batch: Images in one run of it, one step or one sampling, on all devices.
-      operations: Of the traced algorithm over all devices: see `count_operations`.
-      state: Bytes on one device of what it is given, by the table of shardings.
-      seconds: Of compiling, tracing included.
-      compiled: None where it does not fit.
-      problem: The compiler's message where it does not fit.
+      mesh: Mesh of its devices.
+      batch: Images in one run, a step or a sampling, on all devices.
+      operations: Operations of the traced algorithm on all devices: see `count_operations`.
+      state: Bytes of its state on one device, by the table of shardings.
+      seconds: Time of compiling, tracing included.
+      compiled: The compiled program; None if it does not fit.
+      problem: The compiler's message if it does not fit.
     """
 
     mesh: Mesh
@@ -49,7 +49,7 @@ class Made:
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:
-    """Returns devices of a topology, for the compiler only.
+    """Returns the devices of a topology, usable only for compilation.
 
     Raises:
       LaunchError: the TPU compiler is not installed, or does not know the topology.
@@ -70,13 +70,13 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
 
 
 MISSING = (
-    "The TPU compiler is not installed: pip install 'jaxar[aot]', in an environment of its own, as "
+    "The TPU compiler is not installed: pip install 'jaxar[aot]' in a separate environment, as "
     "JAX looks for a TPU wherever it finds libtpu."
 )
 
 
 def train_step(config: Any, devices: Sequence[Any]) -> Made:
-    """Returns the training step of a config, compiled.
+    """Returns the compiled training step of a config.
 
     Raises:
       ConfigError: a setting cannot work on these devices.
@@ -104,7 +104,7 @@ def train_step(config: Any, devices: Sequence[Any]) -> Made:
 
 
 def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
-    """Returns the sampler of a config, its decoder included, compiled.
+    """Returns the compiled sampler of a config, with its decoder.
 
     Raises:
       ConfigError: a setting cannot work on these devices.
@@ -177,8 +177,8 @@ def frozen_zeros(ready: setup.Prepared) -> dict[str, Any]:
 def count_operations(jaxpr: Any) -> float:
     """Returns the operations of all matrix products and convolutions of a traced function.
 
-    A multiply and an add are 2. Loops count as often as they turn; a loop without a fixed number
-    of turns counts once, and of branches the costliest.
+    A multiply-add is 2 operations. The body of a loop counts once per iteration, or once if the
+    number of iterations is not fixed. Of branches, the most expensive one counts.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -201,7 +201,7 @@ def count_operations(jaxpr: Any) -> float:
 
 
 def _inner(values: Any) -> list[Any]:
-    """Returns the traced functions among the parameters of an operation."""
+    """Returns the traced functions in the parameters of an operation."""
     found = []
     for value in values:
         if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
@@ -212,7 +212,7 @@ def _inner(values: Any) -> list[Any]:
 
 
 def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dict[str, int]], int]:
-    """Returns the function from sizes of a mesh to the bytes of state on one of its devices."""
+    """Returns the function from mesh sizes to the bytes of state on one device."""
     ready = setup.prepare(config, devices=devices)
     if kind == "train":
         state = table.on_devices(config, table.state_shapes(config, complete(ready)))

@@ -1,4 +1,4 @@
-"""The report of a compiled program: made once, kept as JSON, shown alone or beside another."""
+"""The report of a compiled program: JSON data, printed alone or beside another report."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from launch.chips import GIB, Chip, Topology
 from launch.programs import Made
 
 Report = dict[str, Any]
-"""What JSON keeps: see `make`."""
+"""JSON data of a report: see `make`."""
 
 
 def make(
@@ -20,15 +20,15 @@ def make(
 ) -> Report:
     """Returns the report of a program.
 
-    Bytes, operations and times are those of one chip and of one run of the program: one training
-    step, or the whole sampling of one batch.
+    Bytes, operations and times are per chip and per run of the program: one training step, or the
+    whole sampling of one batch.
 
     Args:
       config: The whole config.
       what: "train" or "sample".
-      topology: Of which chips.
+      topology: Topology of the chips.
       made: The program.
-      changes: Fields of the config that were set by hand, for the title.
+      changes: Config fields that were overridden, for the title.
     """
     chip = topology.chip
     report: Report = {
@@ -101,7 +101,7 @@ def _costs(made: Made, chip: Chip) -> Report:
 
 
 def needed_bytes(problem: str) -> int | None:
-    """Returns the bytes that a program needs by the compiler's refusal; None if it says nothing.
+    """Returns the bytes that a program needs by the compiler's error; None if it does not say.
 
     It says "Used 24.02G of 15.75G hbm", or "(23.57G) exceeds available HBM (15.75G)".
     """
@@ -117,18 +117,18 @@ def needed_bytes(problem: str) -> int | None:
 
 
 def text(report: Report) -> str:
-    """Returns the report as lines for a person."""
+    """Returns the report as readable lines."""
     return "\n".join([title(report), *(f"  {k:<15}{v}" for k, v in rows(report).items())])
 
 
 def title(report: Report) -> str:
-    """Returns what was compiled, in one line."""
+    """Returns one line that names the program: config, changes, kind and topology."""
     name = " ".join([report["config"], *report["changes"]])
     return f"{name}, {report['what']}, {report['topology']} ({report['chips']} chips)"
 
 
 def rows(report: Report) -> dict[str, str]:
-    """Returns what a report says, by name."""
+    """Returns the lines of a report by name."""
     mesh = " ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
     if report["used"] < report["chips"]:
         mesh += f": {report['used']} of {report['chips']} chips; mesh.data=-1 takes all"
@@ -168,7 +168,7 @@ def rows(report: Report) -> dict[str, str]:
 
 
 def collective_line(row: Mapping[str, Any]) -> str:
-    """Returns one collective in words."""
+    """Returns the line of one collective."""
     count = f"{row['count']:,}" if row["known"] else f"{row['count']:,} or more"
     return (
         f"{row['kind']} over {row['axes']} ({row['group']}): {count} times, "
@@ -195,7 +195,7 @@ def _memory_line(report: Report) -> str:
 
 
 def side_by_side(left: Report, right: Report) -> str:
-    """Returns two reports in two columns, and how the second compares."""
+    """Returns two reports line by line, and the ratios of the second to the first."""
     one, two = rows(left), rows(right)
     names = [*one, *(name for name in two if name not in one)]
     lines = ["1: " + title(left), "2: " + title(right)]
@@ -224,5 +224,5 @@ def _size(count: float | int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in words: seconds from one on, else milliseconds."""
+    """Returns a time as text: in seconds from 1 s on, otherwise in milliseconds."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -1,12 +1,12 @@
-"""Cycles of machine code: what the TPU compiler scheduled for each instruction of a program.
+"""Cycles of machine code: the TPU compiler's schedule of each instruction of a program.
 
-The compiler writes down the code it makes, if asked to: bundles of operations that start together,
-in loops whose turns it names. An instruction then takes, on the units of the chip,
+On request the compiler writes its code to files: bundles of operations that start together, in
+loops with a stated number of iterations. An instruction then takes
 
-    cycles = max(bundles x turns, results of the busiest matrix unit x cycles of a result)       (1)
+    cycles = max(bundles x iterations, results of the busiest matrix unit x cycles of a result)  (1)
 
-These are cycles without waiting for memory. They count kernels, which the compiler's own estimate
-(`hlo.Instruction.cycles`) does not, and what is in vector memory, which it takes for slow.
+These cycles exclude waiting for memory. Unlike the compiler's own estimate
+(`hlo.Instruction.cycles`) they include kernels, and do not treat vector memory as slow.
 """
 
 import atexit
@@ -26,19 +26,19 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 FILLING = 2
-"""Turns more than it has work for that a loop takes to fill and to empty its pipeline."""
+"""Extra iterations that a loop takes to fill and drain its pipeline."""
 
 
 @functools.cache
 def folder() -> Path:
-    """Returns where the compiler of this process writes its code; gone when the process ends."""
+    """Returns the folder of this process's compiled code; removed when the process ends."""
     made = Path(tempfile.mkdtemp(prefix="schedule-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
 
 
 def arguments() -> str:
-    """Returns what libtpu is told, in LIBTPU_INIT_ARGS, before it is loaded."""
+    """Returns the flags for LIBTPU_INIT_ARGS, to be set before libtpu is loaded."""
     return (
         f"--xla_jf_dump_to={folder()} --xla_jf_dump_llo_text=true --xla_jf_dump_hlo_text=false "
         "--xla_jf_dump_llo_pass_label_regex=.*final_bundles"
@@ -46,15 +46,15 @@ def arguments() -> str:
 
 
 def forget() -> None:
-    """Removes the code of what was compiled so far."""
+    """Removes the code of all programs compiled so far."""
     for file in folder().iterdir():
         file.unlink()
 
 
 def collect(result: int) -> dict[str, int]:
-    """Returns cycles by (1) for the instructions of what was compiled last, by name; forgets them.
+    """Returns the cycles by (1) of the last program's instructions, by name; removes its code.
 
-    Instructions that are alike share code, which stands under one of their names.
+    Identical instructions share code, which is stored under one of their names.
 
     Args:
       result: Cycles that a matrix unit takes for a vector of results, see `chips.Chip`.
@@ -89,6 +89,6 @@ def cycles(code: str, result: int) -> int:
             outer, before = around.pop()
             bundles = outer + turns * bundles
             results = before + Counter({unit: turns * n for unit, n in results.items()})
-    for outer, before in around:  # loops whose end the code does not tell
+    for outer, before in around:  # loops without a recognised end
         bundles, results = bundles + outer, results + before
     return max(bundles, result * max(results.values(), default=0))

@@ -2,11 +2,11 @@
 
     python -m launch.table                              compile what is missing, write the table
     python -m launch.table --config=xar_b,xar_h         rows of these configs
-    python -m launch.table --render                     write the table of what is there
+    python -m launch.table --render                     write the table of the stored reports
 
-Every program is compiled in a process of its own, within --limit seconds. Its report is kept in
-docs/scale_table.json at once, so that a table cut short goes on where it stopped; --fresh compiles
-all rows anew. A row that was not compiled is not in the table.
+Every program is compiled in a separate process, within --limit seconds. Its report is stored in
+docs/scale_table.json at once, so that an interrupted run continues where it stopped; --fresh
+compiles all rows again. A row that was not compiled is not in the table.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--what", default="train,sample", help="programs (default: train,sample)")
     add("--fsdp", type=int, help="rows with this fsdp (default: by the rule of the table)")
     add("--limit", type=float, default=1800, help="seconds for each (default: 1800)")
-    add("--fresh", action="store_true", help="compile again what is there already")
+    add("--fresh", action="store_true", help="compile stored rows again, too")
     add("--render", action="store_true", help="compile nothing")
     add("--hlo", help="folder to keep the compiled programs in, as text")
     add("--output", type=Path, default=DOCS, help="folder of the table (default: docs)")
@@ -107,7 +107,7 @@ def _wanted(options: argparse.Namespace) -> list[Row]:
 def _compiled(
     name: str, place: str, kind: str, fsdp: int, options: argparse.Namespace
 ) -> dict[str, Any] | None:
-    """Returns the report of one row, or None where compiling failed or took too long."""
+    """Returns the report of one row, or None if compiling failed or took too long."""
     from launch.chips import parse_topology
 
     topology = parse_topology(place)

@@ -644,7 +644,7 @@ def test_tfds_errors(prepared):
     where = prepared("tfrecord")
     with pytest.raises(ValueError, match=r"tfds build toy --file_format=array_record"):
         tfds.Tfds(dataset="toy", size=8, data_dir=where)
-    with pytest.raises(ValueError, match="no split 'test' but"):
+    with pytest.raises(ValueError, match="no split 'test', only"):
         tfds.Tfds(dataset="toy", size=8, split="test", data_dir=where)
     with pytest.raises(ValueError, match=r"no feature 'picture'.*'image'"):
         tfds.Tfds(dataset="toy", size=8, data_dir=where, image_key="picture")

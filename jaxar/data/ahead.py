@@ -1,4 +1,4 @@
-"""Reading in order, in threads, a batch ahead of who uses it."""
+"""Threaded reading in order, one batch ahead of the consumer."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

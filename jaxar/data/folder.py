@@ -15,15 +15,15 @@ def list_classes(root: str, endings: tuple[str, ...]) -> tuple[list[str], list[s
     """Returns (classes, files, labels) of the layout root/class_name/file.
 
     Classes are sorted by name and numbered from 0, files are sorted within their class and named
-    relative to the root, labels are int32. Names that start with a dot are passed over.
+    relative to the root, labels are int32. Names that start with a dot are skipped.
 
     Args:
       root: Folder of class folders.
-      endings: Lower-case endings of the files that count.
+      endings: Lower-case file extensions to include.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: it has no class folders, or one of them holds no such file.
+      FileNotFoundError: the folder does not exist.
+      ValueError: it has no class folders, or one of them has no file with these extensions.
     """
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -57,14 +57,14 @@ def list_classes(root: str, endings: tuple[str, ...]) -> tuple[list[str], list[s
 class ImageFolder(Labelled):
     """Images of path/[split/]class_name/file as (h, w, channels) in [-1, 1].
 
-    Centre-cropped as in ADM (`transform.center_crop`) and mirrored half of the time.
+    Images are centre-cropped as in ADM (`transform.center_crop`) and mirrored half of the time.
 
     Args:
-      path: Folder of the data; ~ stands for the home folder.
+      path: Folder of the data; ~ is the home folder.
       size: Side of the square, or (height, width).
       channels: 1 for greyscale, 3 for colour.
-      flip: Whether to mirror at random.
-      split: Folder below `path`, such as "train"; empty for none.
+      flip: Whether to mirror images at random.
+      split: Subfolder of `path`, such as "train"; empty for none.
 
     Raises:
       FileNotFoundError: the folder does not exist.
@@ -94,7 +94,7 @@ class ImageFolder(Labelled):
         return self._labels
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns one image and its label; `rng` decides about the mirror.
+        """Returns one image and its label; `rng` decides whether it is mirrored.
 
         Raises:
           BadRecord: the file is missing, damaged or too large.
@@ -112,7 +112,7 @@ def read_image(file: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
     Args:
       file: Path or open binary file.
-      name: What to call it in the error.
+      name: Its name in error messages.
       shape: Height, width and channels of the result.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Letters and digits drawn from fonts: data of any size and amount, with no download."""
+"""Letters and digits drawn from fonts: a data set of any size, without a download."""
 
 import functools
 import importlib.util
@@ -27,16 +27,16 @@ _OVERSAMPLING = 4
 class Glyphs(Labelled):
     """Drawn letters and digits, light on dark, (h, w, channels) in [-1, 1].
 
-    Record i shows symbol i % num_classes; its face, size, place and angle are a pure function of
-    (seed, i). The faces are Pillow's built-in one and the DejaVu faces that come with matplotlib,
-    so that the pictures are the same wherever these two have the same versions.
+    Record i shows symbol i % num_classes; its font, size, position and angle are a pure function
+    of (seed, i). The fonts are Pillow's built-in one and the DejaVu fonts of matplotlib, so the
+    images are the same wherever these two have the same versions.
 
     Args:
       size: Side of the square or (height, width), at least 8.
       channels: 1 for white symbols; with more channels each symbol has a colour.
       num_classes: How many of "0-9A-Za-z", at most 62.
       count: Number of records.
-      seed: Another seed gives other pictures.
+      seed: Another seed gives other images.
 
     Raises:
       ValueError: an argument is out of range.
@@ -71,7 +71,7 @@ class Glyphs(Labelled):
         return np.arange(self._count, dtype=np.int32) % np.int32(self.num_classes)
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns one picture and its label; `rng` is not used."""
+        """Returns one image and its label; `rng` is not used."""
         height, width, channels = self.shape
         label = index % self.num_classes
         own = np.random.default_rng((self._seed, index))
@@ -82,7 +82,7 @@ class Glyphs(Labelled):
 
 
 def _draw(symbol: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the part of each pixel that a symbol covers, (height, width) in [0, 1]."""
+    """Returns the fraction of each pixel that a symbol covers, (height, width) in [0, 1]."""
     from PIL import Image, ImageDraw
 
     tall, wide = height * _OVERSAMPLING, width * _OVERSAMPLING
@@ -106,7 +106,7 @@ def _draw(symbol: str, height: int, width: int, rng: np.random.Generator) -> np.
 
 @functools.cache
 def _face_files() -> tuple[str, ...]:
-    """Returns the font files, "" for Pillow's own face; found without importing matplotlib."""
+    """Returns the font files, "" for Pillow's own font; found without importing matplotlib."""
     found = importlib.util.find_spec("matplotlib")
     places = found.submodule_search_locations if found else None
     fonts = [Path(place) / "mpl-data" / "fonts" / "ttf" for place in places or ()]

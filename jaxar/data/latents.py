@@ -1,7 +1,7 @@
-"""Latents computed once and kept on disk: the moments that an autoencoder gives for each image.
+"""Latents cached on disk: the moments that an autoencoder computes for each image.
 
-A record holds the moments of an image and, mostly, those of its mirror image; which of the two is
-read is drawn at random. Moments are mean and log-variance, stacked along the channels.
+A record holds the moments of an image and, usually, those of its mirror image; one of the two is
+read at random. Moments are mean and log-variance, stacked along the channels.
 """
 
 import os
@@ -14,19 +14,19 @@ from jaxar.data.records import LABELS, RecordLayout, read_labels, read_manifest
 from jaxar.data.source import BadRecord, Labelled
 from jaxar.data.transform import coin
 
-_MAX_MEMBER = 1 << 28  # bytes of one array; more is no latent but a trap
-_ATTEMPTS = 100  # files that may be unreadable before a folder counts as no cache
+_MAX_MEMBER = 1 << 28  # bytes of one array; a larger one is an attack, not a latent
+_ATTEMPTS = 100  # files that may be unreadable before a folder is rejected
 
 
 class LatentFolder(Labelled):
-    """The latent cache of the official MAR and xAR code, read as it is; data is (h, w, 2c).
+    """The latent cache of the official MAR and xAR code, read without conversion; (h, w, 2c).
 
     The layout is path/class_name/name.npz with the arrays `moments` and `moments_flip`, both
-    (2c, h, w) float32. Shape and classes are found in the folder.
+    (2c, h, w) float32. Shape and classes are read from the folder.
     Source: https://github.com/LTH14/mar, `main_cache.py`.
 
     Args:
-      path: Folder of class folders; ~ stands for the home folder.
+      path: Folder of class folders; ~ is the home folder.
       flip: Whether to read `moments_flip` half of the time.
 
     Raises:
@@ -90,17 +90,17 @@ def _read_npz(path: str, key: str) -> np.ndarray:
 
 
 class LatentRecords(Labelled):
-    """Latents in ArrayRecord shards, (h, w, 2c): a few large files that name what they hold.
+    """Latents in ArrayRecord shards, (h, w, 2c): a few large files and a manifest.
 
     The folder holds `*.array_record` shards, `labels.npy` and `manifest.json`, see `records.py`.
-    The manifest stands in the attribute `manifest`, with everything that was added to it.
+    The attribute `manifest` is the whole manifest, with the entries that its writer added.
 
     Args:
-      path: The folder; ~ stands for the home folder.
-      flip: Whether to read the mirror image half of the time, where the records have it.
+      path: The folder; ~ is the home folder.
+      flip: Whether to read the mirror image half of the time, if the records have it.
 
     Raises:
-      ValueError: the manifest is missing or does not fit this program or the files beside it.
+      ValueError: the manifest is missing, or does not match this program or the files beside it.
     """
 
     def __init__(self, path: str, flip: bool = True):
@@ -116,7 +116,7 @@ class LatentRecords(Labelled):
         shards = self.manifest["shards"]
         self._paths = [os.path.join(self.root, shard["name"]) for shard in shards]
         self._starts = np.cumsum([0] + [shard["count"] for shard in shards])
-        # With the counts of the manifest no shard is opened before it is read.
+        # With the counts from the manifest, no shard is opened before it is read.
         self._records = ArrayRecordDataSource(
             [f"{p}[0:{shard['count']}]" for p, shard in zip(self._paths, shards, strict=True)]
         )
@@ -132,14 +132,14 @@ class LatentRecords(Labelled):
         """Returns one latent and its label; `rng` chooses the image or its mirror.
 
         Raises:
-          BadRecord: a checksum fails, or the record does not fit the manifest.
+          BadRecord: a checksum fails, or the record does not match the manifest.
         """
         mirrored = self.flip and coin(rng)
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         name = f"{self._paths[shard]} record {index - self._starts[shard]}"
         try:
             data, label = self._layout.decode(self._records[index], mirrored)
-        except Exception as error:  # the reader reports damage by several types
+        except Exception as error:  # the reader raises several types for damage
             raise BadRecord(f"{name}: {type(error).__name__}: {error}") from error
         if label != self._labels[index]:
             raise BadRecord(f"{name}: its label is {label}, {LABELS} says {self._labels[index]}")

@@ -1,16 +1,15 @@
 """Batches as a pure function of the training step, so that resuming needs no stored state.
 
-Row r of the batch of step s has, with b rows in a batch, the position
+With b rows in a batch, row r of the batch of step s has the position
 
     s b + r.                                                                              (1)
 
-The record at a position is that of the shuffled order of its epoch, and everything random about it
-is drawn from a generator seeded by (seed, position). A process reads the rows that its devices
-hold. The same batches come out whatever the number of workers, threads and processes, and whatever
-the step at which reading starts.
+The shuffled order of an epoch gives the record at each position. Its random transforms use a
+generator seeded by (seed, position). A process reads the rows that its devices hold. The batches do
+not depend on the number of workers, threads and processes, or on the step at which reading starts.
 
-A record that cannot be read is replaced by the next one that can, by number. It is named once,
-counted, and too many of them end the run.
+A record that cannot be read is replaced by the next readable one. It is reported once and counted;
+too many of them end the run.
 """
 
 import atexit
@@ -28,7 +27,7 @@ import numpy as np
 
 from jaxar.data.source import BadRecord, Labelled, Source
 
-_THREADS = 4  # of a process; each reads a batch of its own, ahead of the consumer
+_THREADS = 4  # per process; each reads a whole batch ahead of the consumer
 _RUN = 100  # bad records in a row that end the run at once
 
 Batch = dict[str, Any]
@@ -36,7 +35,7 @@ Batch = dict[str, Any]
 
 
 class DataError(RuntimeError):
-    """Too many records cannot be read; the text names the last one and the counts."""
+    """Too many records cannot be read; the message names the last one and the counts."""
 
 
 def batches(
@@ -49,31 +48,31 @@ def batches(
     rows: Sequence[int] | np.ndarray | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Iterator[Batch]:
-    """Returns the endless batches of the steps start, start + 1, ...
+    """Returns an endless iterator over the batches of steps start, start + 1, ...
 
-    Every record comes once per epoch, in another order each time; a batch may span two epochs.
+    Each epoch reads every record once, in a new order; a batch may span two epochs.
 
     Args:
-      source: Where the records come from.
+      source: Source of the records.
       batch_size: Examples in a step, over all processes.
-      seed: Of the order and of the random transforms, 0 or more.
+      seed: Seed of the order and of the random transforms, 0 or more.
       start: Step of the first batch.
-      workers: Processes that read; 0 reads in threads of this one. With workers a script needs the
-        `if __name__ == "__main__"` guard, as they start by importing it.
-      rows: Rows of each batch that are wanted here, each in [0, batch_size); all by default.
-      max_bad_fraction: Part of the records that may be unreadable.
+      workers: Processes that read; 0 reads in threads of this one. With workers, a script needs the
+        `if __name__ == "__main__"` guard, because they start by importing it.
+      rows: Rows of each batch to read here, each in [0, batch_size); all by default.
+      max_bad_fraction: Fraction of the records that may be unreadable.
 
     Raises:
-      ValueError: no records, or arguments that do not fit each other.
+      ValueError: there are no records, or an argument is out of range.
       DataError: too many records cannot be read; raised by the iterator.
     """
     if not len(source):
         raise ValueError("The data set has no records.")
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} has to be at least 1.")
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     wanted = tuple(range(batch_size)) if rows is None else tuple(int(row) for row in rows)
     if not wanted or min(wanted) < 0 or max(wanted) >= batch_size:
-        raise ValueError(f"rows={wanted} have to be some in 0 to {batch_size - 1}.")
+        raise ValueError(f"rows={wanted} must all lie in 0 to {batch_size - 1}.")
     if seed < 0 or start < 0 or workers < 0:
         raise ValueError(f"seed={seed}, start={start} and workers={workers} cannot be negative.")
     order = _Shuffled(len(source), seed)
@@ -84,16 +83,16 @@ def batches(
 def epoch(
     source: Source, *, batch_size: int, seed: int = 0, max_bad_fraction: float = 0.001
 ) -> Iterator[Batch]:
-    """Returns all records once, in their own order, in batches of which the last may be short.
+    """Returns an iterator over all records once, in order, in batches; the last may be smaller.
 
     Args:
-      source: Where the records come from.
+      source: Source of the records.
       batch_size: Examples in a batch.
-      seed: Of the random transforms.
-      max_bad_fraction: Part of the records that may be unreadable.
+      seed: Seed of the random transforms.
+      max_bad_fraction: Fraction of the records that may be unreadable.
 
     Raises:
-      ValueError: no records, or a batch size below 1.
+      ValueError: there are no records, or the batch size is below 1.
       DataError: too many records cannot be read; raised by the iterator.
     """
     if not len(source) or batch_size < 1:
@@ -111,9 +110,9 @@ def whole(source: Source, *, batch_size: int = 256, seed: int = 0) -> tuple[np.n
 
 
 def fingerprint(source: Source) -> str:
-    """Returns 16 hexadecimal digits that differ for other lengths, specs or labels.
+    """Returns 16 hexadecimal digits that depend on length, spec and labels.
 
-    Kept in checkpoints, to notice on resuming that the data has changed.
+    Checkpoints store it, so that resuming with changed data is refused.
     """
     labels, data = source.labels(), source.spec.data
     facts = (len(source), source.spec)
@@ -124,7 +123,7 @@ def fingerprint(source: Source) -> str:
 
 
 def _stacked(records: Sequence[Any]) -> Any:
-    """Returns records of one form, nested dicts of arrays, with their arrays stacked."""
+    """Returns the records, nested dicts of arrays with equal keys, stacked array by array."""
     first = records[0]
     if isinstance(first, dict):
         return {key: _stacked([record[key] for record in records]) for key in first}
@@ -149,8 +148,9 @@ def _examples(batch: Any) -> int:
 class _Shuffled:
     """The record number at each position of an endless sequence of shuffled epochs.
 
-    The permutations take 8 bytes a record, two of them at a time. grain's own shuffle takes none,
-    but 9 ms for each of ten records, and epoch e of seed s is there epoch e - 1 of seed s + 1.
+    The permutations take 8 bytes a record, two of them at a time. grain's own shuffle takes no
+    memory, but 9 ms for each of ten records, and its epoch e of seed s equals epoch e - 1 of seed
+    s + 1.
     """
 
     length: int
@@ -163,7 +163,7 @@ class _Shuffled:
 
 @functools.lru_cache(maxsize=2)  # a batch may span two epochs
 def _permutation(length: int, seed: int, number: int) -> np.ndarray:
-    stream = 1  # apart from the generators of the examples, seeded by (seed, position)
+    stream = 1  # separate from the generators of the examples, seeded by (seed, position)
     return np.random.default_rng((seed, number, stream)).permutation(length)
 
 
@@ -178,7 +178,7 @@ class _Reader:
     order: _Shuffled | None = None
 
     def __call__(self, step: int) -> tuple[Batch | None, list[tuple[int, str]]]:
-        """Returns (batch, bad): None in place of a batch that cannot be filled, and who is bad."""
+        """Returns (batch, bad): the batch, None if it cannot be filled, and the bad records."""
         positions = [step * self.stride + row for row in self.rows]
         if self.order is None:
             positions = [position for position in positions if position < len(self.source)]
@@ -192,7 +192,7 @@ class _Reader:
         return _stacked(examples), bad
 
     def _example(self, record: int, position: int, bad: list) -> dict[str, Any] | None:
-        """Returns the example of the first good record from `record` on; adds to `bad`."""
+        """Returns the example of the first readable record from `record` on; adds to `bad`."""
         length = len(self.source)
         for attempt in range(min(length, _RUN)):
             number = (record + attempt) % length
@@ -221,7 +221,7 @@ def _iterate(reader: _Reader, steps: range, workers: int, limit: float) -> Itera
 
 
 def _watch(iterator: Any, tally: "_Tally", shared: bool) -> Iterator[Batch]:
-    """Yields the batches; copies those in shared memory, which goes away with the array object."""
+    """Yields the batches; copies those in shared memory, which is freed with the array object."""
     try:
         for batch, bad in iterator:
             batch = tally.add(batch, bad)
@@ -235,14 +235,14 @@ _OPEN: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Ends readers that are still in use at exit, while the modules they need are there."""
+    """Closes readers that are still open at exit, before the modules they need are unloaded."""
     for watched in list(_OPEN):
-        with contextlib.suppress(ValueError):  # another thread is waiting in it
+        with contextlib.suppress(ValueError):  # another thread is running it
             watched.close()
 
 
 def _parse_flags() -> None:
-    """Marks absl's flags as parsed where nobody did, as in notebooks: grain's workers read them."""
+    """Marks absl's flags as parsed if they are not, as in notebooks: grain's workers read them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -250,7 +250,7 @@ def _parse_flags() -> None:
 
 
 class _Tally:
-    """Counts records and those that are bad, names each of these once, stops above the limit."""
+    """Counts all records and the bad ones, reports each bad one once, stops above the limit."""
 
     def __init__(self, length: int, limit: float):
         self._limit = limit
@@ -261,7 +261,7 @@ class _Tally:
         self._named: set[int] = set()
 
     def add(self, batch: Batch | None, bad: list[tuple[int, str]]) -> Batch:
-        """Returns the batch; counts it and who is bad; DataError for None or above the limit."""
+        """Returns the batch after counting it; raises DataError for None or above the limit."""
         self._bad += len(bad)
         self._read += len(bad) + (_examples(batch) if batch else 0)
         for number, reason in bad:

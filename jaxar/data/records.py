@@ -1,10 +1,12 @@
 """The folder that `latents.LatentRecords` reads: shards of records, labels and a manifest.
 
-`writer.LatentWriter` makes it.
+`writer.LatentWriter` writes it. It holds:
 
-`*.array_record` hold the records, one compressed and checked block each; `labels.npy` the labels as
-int32 (n,); `manifest.json` what the records are, how many stand in which shard, and whatever else
-the writer knew. The manifest is written last: a folder with a manifest is a whole one.
+- `*.array_record`: the records, each a compressed block with a checksum;
+- `labels.npy`: the labels, int32 (n,);
+- `manifest.json`: the layout of a record, the count of each shard, and the writer's own entries.
+
+The manifest is written last: a folder with a manifest is complete.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ class RecordLayout:
     Attributes:
       shape: (h, w, 2c) of the moments.
       dtype: "float32" or "float16".
-      flip: Whether the moments of the mirror image follow.
+      flip: Whether a record also holds the moments of the mirror image.
     """
 
     shape: tuple[int, ...]
@@ -51,10 +53,10 @@ class RecordLayout:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def encode(self, moments: np.ndarray, mirrored: np.ndarray | None, label: int) -> bytes:
-        """Returns the record; raises ValueError if an array does not fit or is not finite."""
+        """Returns the record; raises ValueError if an array has another shape or is not finite."""
         members = (moments,) if mirrored is None else (moments, mirrored)
         if (mirrored is not None) != self.flip:
-            raise ValueError("either all or none of the latents have a mirror image.")
+            raise ValueError("Either all or none of the latents must have a mirror image.")
         parts = [np.asarray(label, "<i4").tobytes()]
         for member in members:
             with np.errstate(over="ignore"):  # found by the finite check
@@ -62,13 +64,13 @@ class RecordLayout:
             if stored.shape != tuple(self.shape) or not np.isfinite(stored).all():
                 raise ValueError(
                     f"a latent has shape {stored.shape} and values from {np.min(member)} to "
-                    f"{np.max(member)}: it has to be {self.shape} and finite as {self.dtype}."
+                    f"{np.max(member)}: it must be {self.shape} and finite as {self.dtype}."
                 )
             parts.append(stored.tobytes())
         return b"".join(parts)
 
     def decode(self, record: bytes, mirrored: bool) -> tuple[np.ndarray, int]:
-        """Returns (moments float32 (h, w, 2c), label); raises ValueError for another size."""
+        """Returns (moments float32 (h, w, 2c), label); raises ValueError if the size is wrong."""
         if len(record) != self.size:
             raise ValueError(f"{len(record)} bytes instead of {self.size}")
         start = 4 + mirrored * self._member
@@ -81,20 +83,20 @@ class RecordLayout:
 
 
 def read_manifest(root: str) -> dict[str, Any]:
-    """Returns the manifest after comparing it with this program and with the shards beside it."""
+    """Returns the manifest; raises ValueError unless it matches this program and the shards."""
     path = os.path.join(root, MANIFEST)
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
     except FileNotFoundError:
         raise ValueError(
-            f"{root} has no {MANIFEST}: it is no folder of latents or its writing was cut short."
+            f"{root} has no {MANIFEST}: it is not a folder of latents, or it is not finished."
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} is of format {found!r}, this program reads {FORMAT!r}.")
+        raise ValueError(f"{path} has format {found!r}, this program reads {FORMAT!r}.")
     wanted = {"shape": list, "dtype": str, "flip": bool, "num_classes": int, "count": int}
     wanted |= {"labels_crc32": int, "shards": list}
     wrong = [key for key, kind in wanted.items() if not isinstance(manifest.get(key), kind)]
@@ -124,7 +126,7 @@ def _is_shard(shard: Any) -> bool:
 
 
 def read_labels(root: str, manifest: Mapping[str, Any]) -> np.ndarray:
-    """Returns the labels (n,) int32 after comparing them with the manifest."""
+    """Returns the labels (n,) int32; raises ValueError unless they match the manifest."""
     path = os.path.join(root, LABELS)
     try:
         labels = np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What a source of records is, and the two that live in memory."""
+"""The `Source` protocol, and the two sources that live in memory."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,7 +8,7 @@ from jaxar.data.transform import pair
 
 
 class BadRecord(Exception):
-    """A record that cannot be read; its text names the file and why."""
+    """A record that cannot be read; the message names the file and the reason."""
 
 
 class Field(NamedTuple):
@@ -51,7 +51,7 @@ class Source(Protocol):
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Returns {"data": tree, "condition": tree} of one record, arrays as `spec` says.
 
-        A pure function of (index, rng), called from several threads and processes at once.
+        It is a pure function of (index, rng), called from several threads and processes at once.
 
         Raises:
           BadRecord: the record cannot be read.
@@ -81,17 +81,17 @@ def check_labels(labels: Any, num_classes: int, where: str) -> np.ndarray:
 
     Args:
       labels: n integers.
-      num_classes: They have to lie in [0, num_classes).
-      where: What holds them, for the error.
+      num_classes: Labels must lie in [0, num_classes).
+      where: Name of what holds them, for error messages.
 
     Raises:
-      ValueError: labels are not whole numbers of one dimension, or outside of the range.
+      ValueError: labels are not a one-dimensional array of integers, or out of range.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise ValueError(
             f"{where} has labels of type {labels.dtype} and shape {labels.shape}: "
-            "they have to be integers, one for each record."
+            "they must be integers, one for each record."
         )
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
@@ -105,12 +105,12 @@ class Arrays(Labelled):
     """Records held in memory, for tests, notebooks and small data.
 
     Args:
-      data: (b, h, w, c), images in [-1, 1] or latents; kept as float32.
+      data: (b, h, w, c), images in [-1, 1] or latents; stored as float32.
       labels: (b,) integers in [0, num_classes).
       num_classes: Number of classes.
 
     Raises:
-      ValueError: the shapes do not fit each other or a label is out of range.
+      ValueError: the shapes do not match, or a label is out of range.
     """
 
     def __init__(self, data: np.ndarray, labels: Any, num_classes: int):
@@ -119,7 +119,7 @@ class Arrays(Labelled):
         if self._data.ndim != 4 or len(self._data) != len(self._labels):
             raise ValueError(
                 f"data has shape {self._data.shape} and labels {self._labels.shape}: "
-                "they have to be (b, h, w, c) and (b,)."
+                "they must be (b, h, w, c) and (b,)."
             )
         height, width, channels = self._data.shape[1:]
         self.shape = (height, width, channels)
@@ -140,19 +140,19 @@ class Arrays(Labelled):
 class Digits(Arrays):
     """The 1,797 handwritten digits that come with scikit-learn, (size, size, 1) in [-1, 1].
 
-    Needs no download. Of each class the last 20 % of a fixed permutation are held out. The 8x8
-    originals are enlarged by a bicubic filter, with one pixel of background around them.
+    They need no download. In each class, the last 20 % of a fixed permutation are held out. The 8x8
+    originals are enlarged by a bicubic filter and get one pixel of background around them.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
-    Learning Repository, 1998 (CC BY 4.0), https://doi.org/10.24432/C50P49; its test part, as
-    `sklearn.datasets.load_digits` holds it.
+    Learning Repository, 1998 (CC BY 4.0), https://doi.org/10.24432/C50P49; the test part, as in
+    `sklearn.datasets.load_digits`.
 
     Args:
       split: "train" (1,442 records), "held_out" (355) or "all".
-      size: Height and width; 8 gives the originals, without a border.
+      size: Height and width; 8 gives the originals without a border.
 
     Raises:
-      ValueError: unknown split, or size below 8.
+      ValueError: the split is unknown, or the size is below 8.
     """
 
     def __init__(self, split: str = "train", size: int = 16):
@@ -179,7 +179,7 @@ def _split(labels: np.ndarray, split: str) -> np.ndarray:
 
 
 def _enlarge(images: np.ndarray, size: int) -> np.ndarray:
-    """Returns images (b, 8, 8) at (b, size, size): bicubic to size - 2 and a border of -1."""
+    """Returns images (b, 8, 8) as (b, size, size): bicubic to size - 2, and a border of -1."""
     from PIL import Image
 
     height, width = pair(size)

@@ -13,22 +13,22 @@ from jaxar.data.source import BadRecord, Labelled, check_labels
 class Tfds(Labelled):
     """Images of a prepared TFDS dataset as (h, w, channels) in [-1, 1].
 
-    Centre-cropped as in ADM (`transform.center_crop`) and mirrored half of the time. Labels are not
-    known before reading.
+    Images are centre-cropped as in ADM (`transform.center_crop`) and mirrored half of the time.
+    Labels are not known before reading.
 
     Args:
       dataset: Name of the dataset, such as "imagenet2012" or "mnist:3.0.1".
       size: Side of the square, or (height, width).
       split: Split or slice of one, such as "train" or "train[:90%]".
-      data_dir: Where TFDS keeps its data; empty for its own default.
+      data_dir: Data folder of TFDS; empty for its default.
       channels: 1 for greyscale, 3 for colour.
-      flip: Whether to mirror at random.
+      flip: Whether to mirror images at random.
       image_key: Name of the image feature.
       label_key: Name of the label feature, a ClassLabel.
 
     Raises:
       ImportError: tensorflow_datasets is not installed.
-      ValueError: the data is not there, not ArrayRecord, or lacks one of the features.
+      ValueError: the data is missing, not in ArrayRecord format, or lacks one of the features.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Tfds(Labelled):
         return len(self._records)
 
     def labels(self) -> None:
-        """Returns None: the labels stand inside the records."""
+        """Returns None: the labels are inside the records."""
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns one image and its label; `rng` decides about the mirror.
+        """Returns one image and its label; `rng` decides whether it is mirrored.
 
         Raises:
           BadRecord: the record or its image is damaged.
-          ValueError: the label is out of range, as the -1 of unlabelled test splits.
+          ValueError: the label is out of range, such as the -1 of unlabelled test splits.
         """
         name = f"{self.name} record {index}"
         try:
@@ -79,7 +79,7 @@ class Tfds(Labelled):
 
 
 def _open(name: str, split: str, data_dir: str, image_key: str) -> tuple[Any, Any]:
-    """Returns (records, info), with images left as the encoded bytes."""
+    """Returns (records, info); images stay encoded bytes."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -96,7 +96,7 @@ def _open(name: str, split: str, data_dir: str, image_key: str) -> tuple[Any, An
     info: Any = builder.info
     if split.split("[")[0].split("+")[0] not in info.splits:
         raise ValueError(
-            f"{builder.data_dir} holds no split {split!r} but {sorted(info.splits)}: choose one of "
+            f"{builder.data_dir} has no split {split!r}, only {sorted(info.splits)}: choose one of "
             f"them, or prepare it with `{_command(name)}`, on a machine with TensorFlow."
         )
     if image_key not in info.features:
@@ -109,7 +109,7 @@ def _open(name: str, split: str, data_dir: str, image_key: str) -> tuple[Any, An
         return builder.as_data_source(split, decoders=decoders), info
     except NotImplementedError as error:
         raise ValueError(
-            f"{builder.data_dir} is not in the ArrayRecord format, the one that can be read here: "
+            f"{builder.data_dir} is not in ArrayRecord format, the only one that jaxar reads: "
             f"prepare it again with `{_command(name)}`, on a machine with TensorFlow."
         ) from error
 

@@ -15,7 +15,7 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
-    """Returns (height, width) of a size given as one number or as a pair.
+    """Returns (height, width) of a size given as an integer or a pair.
 
     Raises:
       ValueError: a side is below 1, or there are not two sides.
@@ -40,8 +40,8 @@ def mode_of(channels: int) -> str:
 def decode(file: Any, channels: int) -> "Image":
     """Returns the upright 8-bit image of a file: greyscale for 1 channel, RGB for 3.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit greys keep their upper
-    8 bits, CMYK and palettes are converted.
+    The EXIF orientation is applied, transparency is composited over white, 16-bit greys keep their
+    upper 8 bits, CMYK and palettes are converted.
 
     Args:
       file: Path or open binary file of any format Pillow reads.
@@ -49,7 +49,7 @@ def decode(file: Any, channels: int) -> "Image":
 
     Raises:
       ValueError: the image has more than `MAX_PIXELS` pixels.
-      Exception: whatever Pillow raises for a damaged file, of many types.
+      Exception: any of the many types that Pillow raises for a damaged file.
     """
     from PIL import Image, ImageOps
 
@@ -72,14 +72,14 @@ def decode(file: Any, channels: int) -> "Image":
 def center_crop(image: "Image", size: int | tuple[int, ...]) -> "Image":
     """Returns the central part of an image, scaled so that it just covers `size`.
 
-    While both sides are at least twice the target the image is halved by a box filter (integer
-    division of the sides); a bicubic resize then brings it to the smallest size that covers the
-    target (sides rounded to even halves); the middle is cut out (odd margins lose the smaller half
-    at the top and left). Source: the centre crop of ADM (arXiv:2105.05233,
-    `guided_diffusion/image_datasets.py`), whose pixels it reproduces for square targets.
+    While both sides are at least twice the target, a box filter halves the image (integer division
+    of the sides). A bicubic resize then brings it to the smallest size that covers the target
+    (sides rounded half to even). The centre is cut out (odd margins lose the smaller half at the
+    top and left). For square targets the pixels equal those of the source.
+    Source: the centre crop of ADM, arXiv 2105.05233, `guided_diffusion/image_datasets.py`.
 
     Args:
-      image: Image of a mode that Pillow can interpolate, such as L or RGB.
+      image: Image in a mode that Pillow can interpolate, such as L or RGB.
       size: Side of the square, or (height, width).
 
     Raises:

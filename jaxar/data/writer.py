@@ -1,8 +1,8 @@
-"""Writing the folder that `latents.LatentRecords` reads, shard after shard, whatever happens.
+"""Writing the folder that `latents.LatentRecords` reads, shard by shard, resumable at any point.
 
-A shard takes its name when it is whole; what belongs to it (its labels, what was left out) stands
-in a hidden file beside it, with the settings. Writing that was cut short goes on with the shards
-that are missing. The manifest comes last: a folder with a manifest is a whole one.
+A shard gets its name when it is complete. A hidden file beside it holds its labels, the records
+left out and the settings. Interrupted writing continues with the missing shards. The manifest is
+written last: a folder with a manifest is complete.
 """
 
 import itertools
@@ -21,13 +21,13 @@ from jaxar.files import Replacing, replace_text
 from jaxar.tree import changes
 
 Example = tuple[np.ndarray, np.ndarray | None, int]
-"""Moments (h, w, 2c), those of the mirror image or None, and a label."""
+"""Moments (h, w, 2c), the moments of the mirror image or None, and a label."""
 
 _STATE_NAME = r"\.latents-(\d+)\.json"
 
 
 class LatentWriter:
-    """Writes latents; opened again on a folder that is not finished, it knows what is there.
+    """Writes latents; opened on an unfinished folder, it finds the shards that are there.
 
     Shards are numbered and independent: several processes may write different ones.
     """
@@ -45,14 +45,14 @@ class LatentWriter:
 
         Args:
           path: Folder without a manifest.
-          layout: What a record is.
-          num_classes: Labels have to lie in [0, num_classes).
-          shard_size: Records of the source in a shard, whether it holds them all or not.
-          facts: More entries of the manifest that JSON can hold, such as the autoencoder. A folder
-            that was begun with others is refused.
+          layout: Layout of a record.
+          num_classes: Labels must lie in [0, num_classes).
+          shard_size: Records of the source per shard, including those left out.
+          facts: More entries of the manifest, in JSON types, such as the autoencoder. A folder
+            that was started with others is refused.
 
         Raises:
-          ValueError: the folder is finished, or was begun with other settings.
+          ValueError: the folder is finished, or was started with other settings.
         """
         self._root, self._layout, self._classes = os.path.expanduser(path), layout, num_classes
         if os.path.exists(os.path.join(self._root, MANIFEST)):
@@ -72,27 +72,27 @@ class LatentWriter:
         self._require_same_settings()
 
     def whole(self) -> list[int]:
-        """Returns the numbers of the shards that are there, in order."""
+        """Returns the numbers of the complete shards, in order."""
         names = (re.fullmatch(_STATE_NAME, name) for name in os.listdir(self._root))
         return sorted(int(name[1]) for name in names if name)
 
     def left_out(self) -> list[str]:
-        """Returns why records of the source are in none of the shards, a line each."""
+        """Returns a line for each record of the source that was left out, with the reason."""
         return [line for number in self.whole() for line in self._state(number)["left_out"]]
 
     def write_shard(
         self, examples: Iterable[Example], *, number: int, left_out: Sequence[str] = ()
     ) -> None:
-        """Writes one shard and remembers it.
+        """Writes one shard and its hidden file.
 
         Args:
           examples: Its records.
-          number: Of the shard: it holds the records of the source from number x shard_size on.
-          left_out: Why records of the source are not in it, a line each; read once the examples
-            are exhausted.
+          number: Shard number: it holds the records of the source from number x shard_size on.
+          left_out: A line for each record of the source that is left out, with the reason; read
+            once the examples are exhausted.
 
         Raises:
-          ValueError: an example does not fit the layout, or its label is out of range.
+          ValueError: an example does not match the layout, or its label is out of range.
         """
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -111,10 +111,10 @@ class LatentWriter:
         replace_text(self._path(_state_name(number)), json.dumps(state))
 
     def finish(self) -> int:
-        """Returns the number of latents, after writing labels and manifest.
+        """Returns the number of latents after writing labels and manifest.
 
         Raises:
-          ValueError: nothing was written.
+          ValueError: no latents were written.
         """
         numbers, left_out = self.whole(), self.left_out()
         shards = [self._state(number) for number in numbers]
@@ -142,7 +142,7 @@ class LatentWriter:
         return {**self._facts, "shard_size": self.shard_size}
 
     def _require_same_settings(self) -> None:
-        """Raises ValueError where shards that are there were written with other settings."""
+        """Raises ValueError if the shards there were written with other settings."""
         for number in self.whole()[:1]:
             changed = changes(self._settings, self._state(number)["settings"])
             if changed:
@@ -175,16 +175,16 @@ def write_latents(
     """Returns the number of latents written as a folder that `LatentRecords` reads.
 
     Args:
-      path: Folder, created if need be, without a manifest.
-      examples: Moments, those of the mirror image or None, and the label of each record; of a
-        folder that was begun before, the records it has already are passed over.
-      num_classes: Labels have to lie in [0, num_classes).
-      dtype: "float32" or "float16", how moments are stored.
+      path: Folder without a manifest; created if missing.
+      examples: Moments, the moments of the mirror image or None, and the label of each record.
+        In an unfinished folder, the records of complete shards are skipped.
+      num_classes: Labels must lie in [0, num_classes).
+      dtype: Storage dtype of the moments, "float32" or "float16".
       shard_size: Records in a shard.
-      extra: More entries of the manifest that JSON can hold.
+      extra: More entries of the manifest, in JSON types.
 
     Raises:
-      ValueError: the folder is in use, there are no examples, or one does not fit the others.
+      ValueError: the folder already holds latents, there are no examples, or one has another shape.
     """
     examples = iter(examples)
     first = next(examples, None)
@@ -200,6 +200,6 @@ def write_latents(
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yields lists of `size` items, of which the last may be shorter."""
+    """Yields lists of `size` items; the last may be shorter."""
     while chunk := list(itertools.islice(items, size)):
         yield chunk

@@ -1,6 +1,6 @@
-"""Diffusion in discrete steps, with learned variances: the process of MAR's head.
+"""Discrete-time diffusion with learned variances, as in MAR's head.
 
-With betas beta_1 ... beta_T, alpha_t = 1 - beta_t and their products a_t = alpha_1 ... alpha_t:
+With betas beta_1 ... beta_T, alpha_t = 1 - beta_t and the products a_t = alpha_1 ... alpha_t:
 
     x_t = sqrt(a_t) x + sqrt(1 - a_t) e                                                (1)
     q(x_{t-1} | x_t, x) = N(c_1 x + c_2 x_t, b_t),    b_t = beta_t (1 - a_{t-1}) / (1 - a_t)   (2)
@@ -8,8 +8,9 @@ With betas beta_1 ... beta_T, alpha_t = 1 - beta_t and their products a_t = alph
     log variance = v log beta_t + (1 - v) log b_t,    v = (output + 1) / 2             (3)
     loss = mean (e - e')^2 + KL(q || p) in bits                                        (4)
 
-A network predicts the noise e' and, per number, where between its two bounds the variance lies;
-the second term of (4) teaches the variance alone. Step numbers run from 0: step t is t + 1 above.
+For each element a network predicts the noise e' and v, which interpolates between the two bounds of
+the variance. The second term of (4) trains the variance only. Steps are numbered from 0: step t is
+t + 1 above.
 
 Source: arXiv 2102.09672, equations 15 to 17; LTH14/mar diffusion/gaussian_diffusion.py, respace.py.
 """
@@ -29,10 +30,10 @@ from jaxar.typing import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """The cosine schedule with `steps` steps, of which sampling may use fewer.
+    """The cosine schedule with `steps` steps; sampling may use fewer.
 
     Attributes:
-      steps: Steps of training, T.
+      steps: Training steps of the diffusion, T.
     """
 
     steps: int = 1000
@@ -68,15 +69,15 @@ class Diffusion:
     ) -> Float[Array, "..."]:
         """Returns (4), a mean over the channels.
 
-        At step 0 the second term is the likelihood of x, cut into bins of 1 / 127.5 as the pixels
-        of an image would be; the released code keeps that for latents.
+        At step 0 the second term is the likelihood of x in bins of width 1 / 127.5, those of 8-bit
+        pixels; the released code keeps it for latents.
 
         Args:
-          output: Predicted noise, then the variances' v of (3) as 2 v - 1.
+          output: Predicted noise, then v of (3) as 2 v - 1.
           x: Data.
           x_t: Noised data.
           t: Steps, 0 <= t < T.
-          noise: What `x_t` was noised with.
+          noise: The noise in `x_t`.
         """
         predicted, between = jnp.split(output, 2, -1)
         error = jnp.mean(jnp.square(noise - predicted), -1)
@@ -89,15 +90,15 @@ class Diffusion:
         return error + bound
 
     def respaced(self, steps: int) -> "Chain":
-        """Returns the chain of `steps` steps spread evenly over all, the first and last included.
+        """Returns the chain of `steps` evenly spaced steps, including the first and the last.
 
         Raises:
-          ValueError: there are not so many.
+          ValueError: `steps` is below 1 or above T.
         """
         if not 1 <= steps <= self.steps:
             raise ValueError(f"The diffusion has 1 to {self.steps} steps, not {steps}.")
         stride = (self.steps - 1) / (steps - 1) if steps > 1 else 1.0
-        # Rounded after adding up, half to even, as in the release: a product rounds elsewhere.
+        # Accumulated, then rounded half to even, as in the release: a product rounds differently.
         places, place = [], 0.0
         for _ in range(steps):
             places.append(round(place))
@@ -105,7 +106,7 @@ class Diffusion:
         return self.chain(np.array(places))
 
     def chain(self, steps: np.ndarray) -> "Chain":
-        """Returns the chain that visits these steps only, in rising order."""
+        """Returns the chain of these steps only, in ascending order."""
         a = self.products[steps]
         betas = 1 - a / np.append(1.0, a[:-1])
         return Chain(betas, steps)
@@ -113,11 +114,11 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """Steps of a diffusion from noise to data.
+    """The sampling steps of a diffusion.
 
     Attributes:
-      betas: (s,) float64, of the steps of this chain.
-      steps: (s,) their numbers in training.
+      betas: (s,) float64 betas of this chain's steps.
+      steps: (s,) numbers of these steps in training.
     """
 
     betas: np.ndarray
@@ -134,13 +135,13 @@ class Chain:
 
     @functools.cached_property
     def _log_variance(self) -> np.ndarray:
-        """(s,) log b_t; that of step 0, where it would be minus infinity, is that of step 1."""
+        """(s,) log b_t; step 0, where it is minus infinity, uses the value of step 1."""
         variance = self.betas * (1 - self._before) / (1 - self.products)
         first = variance[1] if len(variance) > 1 else self.betas[0]
         return np.log(np.append(first, variance[1:]))
 
     def posterior(self, x: Array, x_t: Array, t: Any) -> tuple[Array, Array]:
-        """Returns mean and log variance of (2), t a step of this chain."""
+        """Returns mean and log variance of (2) at step t of this chain."""
         rest = 1 - self.products
         first = _at(self.betas * np.sqrt(self._before) / rest, t)
         second = _at((1 - self._before) * np.sqrt(1 - self.betas) / rest, t)
@@ -152,11 +153,11 @@ class Chain:
         """Returns mean and log variance of p(x_{t-1} | x_t), by (2) and (3).
 
         Args:
-          noise: Predicted.
-          between: Where the variance lies, see (3).
+          noise: Predicted noise.
+          between: 2 v - 1 of (3), the interpolation of the log variance.
           x_t: Noised data.
           t: Step of this chain.
-          clip: Bound on the data that the noise implies; 0 for none.
+          clip: Bound on the data implied by the noise; 0 for none.
         """
         inverse = _at(np.sqrt(1 / self.products), t)
         x = inverse * x_t - _at(np.sqrt(1 / self.products - 1), t) * noise
@@ -169,11 +170,11 @@ class Chain:
     def sample(
         self, network: Any, noise: Any, temperature: float = 1.0, clip: float = 0.0
     ) -> Float[Array, "..."]:
-        """Returns data, by ancestral sampling.
+        """Returns data drawn by ancestral sampling.
 
         Args:
-          network: network(x_t, step of training) -> predicted noise, then variances.
-          noise: noise(0) is the start, noise(1), ... are the draws of the steps.
+          network: network(x_t, training step) -> predicted noise, then 2 v - 1 of (3).
+          noise: noise(0) is the initial state; noise(1), ... are the noise of the steps.
           temperature: Factor on the noise of the steps.
           clip: Bound on predicted data; 0 for none.
         """
@@ -190,12 +191,12 @@ class Chain:
 
 
 def _at(table: np.ndarray, t: Any) -> Array:
-    """Returns float32 entries of a table for broadcasting against (..., c)."""
+    """Returns the table's entries at t, float32, shaped to broadcast against (..., c)."""
     return jnp.asarray(table, jnp.float32)[t][..., None]
 
 
 def _normal_kl(mean: Array, log_variance: Array, mean_2: Array, log_variance_2: Array) -> Array:
-    """Returns the divergence of the first normal law from the second, in nats."""
+    """Returns KL(first || second) of two normal distributions, in nats."""
     square = jnp.square(mean - mean_2) * jnp.exp(-log_variance_2)
     return 0.5 * (
         -1 + log_variance_2 - log_variance + jnp.exp(log_variance - log_variance_2) + square
@@ -203,10 +204,10 @@ def _normal_kl(mean: Array, log_variance: Array, mean_2: Array, log_variance_2: 
 
 
 def _bin_log_likelihood(x: Array, mean: Array, log_deviation: Array) -> Array:
-    """Returns the log probability of the bin [x - 1 / 255, x + 1 / 255] under a normal law.
+    """Returns the normal log probability of the bin [x - 1 / 255, x + 1 / 255].
 
-    The outer bins reach to infinity, from -0.999 and 0.999. The distribution function is GELU's
-    approximation by tanh, as in the release.
+    The bins of x beyond -0.999 and 0.999 extend to infinity. The normal CDF is the tanh
+    approximation of GELU, as in the release.
     """
 
     def below(y):

@@ -1,9 +1,9 @@
-"""Classifier-free guidance: how far to go beyond the unconditional prediction.
+"""Classifier-free guidance: extrapolation from the unconditional to the conditional prediction.
 
-    v = v_unconditional + w (v_conditional - v_unconditional),  w >= 1
+    v = v_unconditional + w (v_conditional - v_unconditional),  w >= 1                 (1)
 
-w = 1 is the conditional prediction alone. v is a velocity, noise or logits. With more branches,
-from everything given to nothing given, each step adds what one more condition says:
+w = 1 is the conditional prediction. v is a velocity, noise or logits. With more branches, ordered
+from all conditions to none, each term adds the effect of one more condition:
 
     v = v_last + sum over i of w_i (v_i - v_{i+1})                                     (2)
 
@@ -24,12 +24,12 @@ from jaxar.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Weight w as a function of the share of the walk that is done, and of time.
+    """Weight w as a function of the completed share of the entities, and of time.
 
     Attributes:
       schedule: "linear" raises the weight from 1 at share 0 to the full weight at share 1, as the
-        releases do; "constant" keeps it.
-      low: Guidance acts only for times in [low, high]; elsewhere w = 1.
+        releases do; "constant" uses the full weight throughout.
+      low: Guidance acts only at times in [low, high]; elsewhere w = 1.
       high: See `low`.
     """
 
@@ -53,7 +53,7 @@ class Guidance:
         return self.schedule == "constant" or share > 0
 
     def weight(self, guidance: Array | float, share: Any) -> Array | float:
-        """Returns w inside the interval, for a share in [0, 1] that may be traced."""
+        """Returns w inside the interval, for a share in [0, 1], which may be traced."""
         return guidance if self.schedule == "constant" else 1 + (guidance - 1) * share
 
     def inside(self, t: Array) -> Array:
@@ -66,9 +66,9 @@ class Guide:
     """Guidance of one entity.
 
     Attributes:
-      rule: Its rule.
+      rule: Schedule and interval of the guidance.
       weight: w, or a tuple of w_i; may be traced.
-      branches: Predictions that are mixed, one after the other along the batch.
+      branches: Number of predictions to combine, concatenated along the batch.
     """
 
     rule: Guidance
@@ -76,7 +76,7 @@ class Guide:
     branches: int = 2
 
     def mix(self, predictions: Array) -> Array:
-        """Returns the guided prediction, (2), of those of all branches."""
+        """Returns the guided prediction, (2), from the predictions of all branches."""
         parts = jnp.split(predictions, self.branches)
         weights = self.weight
         if not isinstance(weights, tuple):
@@ -95,10 +95,10 @@ class Guide:
 def guided(
     guide: Guide | None, t: Array, both: Callable[[], Array], alone: Callable[[], Array]
 ) -> Array:
-    """Returns the guided prediction at time t; outside the interval only `alone` is computed.
+    """Returns the guided prediction at time t; outside the interval only `alone` is evaluated.
 
     Args:
-      guide: Guidance of the entity, or None for none.
+      guide: Guidance of the entity, or None.
       t: Time.
       both: both() -> predictions of all branches.
       alone: alone() -> the conditional prediction.
@@ -111,5 +111,5 @@ def guided(
 
 
 def share_of(entity: Any, entities: int) -> Any:
-    """Returns the share of the walk at an entity: 0 at the first, 1 at the last or only one."""
+    """Returns the completed share at an entity: 0 at the first, 1 at the last or only one."""
     return entity / (entities - 1) if entities > 1 else 1.0

@@ -1,4 +1,4 @@
-"""Interpolants between data and noise, and the conversions between what a network may predict.
+"""Interpolants between data and noise, and conversions between prediction targets.
 
     x_t = alpha(t) x + sigma(t) e                                                        (1)
     v   = alpha'(t) x + sigma'(t) e         velocity, dx_t / dt                          (2)
@@ -19,7 +19,7 @@ from jaxar.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """An interpolant; subclasses give the four coefficients. Times must broadcast against x."""
+    """An interpolant; subclasses define the four coefficients. Times must broadcast against x."""
 
     def coefficients(self, t: Array) -> tuple[Array, Array, Array, Array]:
         """Returns alpha, sigma and their derivatives alpha', sigma' at time t in [0, 1]."""
@@ -76,7 +76,7 @@ class Linear(Path):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Path):
-    """x_t = cos(pi t / 2) x + sin(pi t / 2) e: keeps the variance of unit data at one."""
+    """x_t = cos(pi t / 2) x + sin(pi t / 2) e: preserves unit variance."""
 
     def coefficients(self, t: Array) -> tuple[Array, Array, Array, Array]:
         """Returns cos, sin and their derivatives at pi t / 2."""

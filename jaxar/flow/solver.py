@@ -1,11 +1,11 @@
-"""Solvers that carry noise at t = 1 to data at t = 0 along a velocity field.
+"""Solvers that integrate a velocity field from noise at t = 1 to data at t = 0.
 
 Each is a function (velocity, x, grid, noise, path) -> x at grid[-1]:
 
   velocity(x, t): the field at state x and scalar time t, in the dtype of x.
-  x: the state at grid[0], which is the noise draw itself.
+  x: the state at grid[0], the initial noise.
   grid: (steps + 1,) decreasing times in float64, fixed at trace time.
-  noise(i): the i-th standard normal draw shaped as x; used by stochastic solvers only.
+  noise(i): the i-th standard normal sample with the shape of x; for stochastic solvers only.
   path: the interpolant, for stochastic solvers.
 
 The dtype of x is the dtype of the whole solve: float32, or float64 as in the released xAR code.
@@ -27,7 +27,7 @@ NoiseSource = Callable[[Any], Array]
 
 
 def euler(velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path) -> Array:
-    """First order: x += (s - t) v(x, t)."""
+    """Returns the first-order solution: x += (s - t) v(x, t)."""
 
     def step(x, t, s, i):
         return x + (s - t) * velocity(x, t)
@@ -36,7 +36,7 @@ def euler(velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, pa
 
 
 def heun(velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path) -> Array:
-    """Second order, two evaluations a step: the mean of the slopes at both ends."""
+    """Returns the second-order solution by the mean slope of both ends; two evaluations a step."""
 
     def step(x, t, s, i):
         v = velocity(x, t)
@@ -48,7 +48,7 @@ def heun(velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, pat
 def midpoint(
     velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path
 ) -> Array:
-    """Second order, two evaluations a step: the slope half-way."""
+    """Returns the second-order solution by the slope at the midpoint; two evaluations a step."""
 
     def step(x, t, s, i):
         half = x + (s - t) / 2 * velocity(x, t)
@@ -60,10 +60,10 @@ def midpoint(
 def multistep(
     velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path
 ) -> Array:
-    """Second order, one evaluation a step: Adams-Bashforth with the slope of the step before.
+    """Returns the second-order Adams-Bashforth solution; one evaluation a step.
 
-    The first step is Euler's. Steps may be unequal: with r the ratio of this step to the last,
-    x += dt ((1 + r/2) v - r/2 v_last).
+    It uses the slope of the previous step; the first step is Euler's. Steps may be unequal: with
+    ratio r of this step to the previous one, x += dt ((1 + r/2) v - r/2 v_last).
     """
     steps = np.diff(grid)
     ratio = jnp.asarray(np.append(0.0, steps[1:] / steps[:-1]), x.dtype)
@@ -80,10 +80,10 @@ def multistep(
 def euler_maruyama(
     velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path
 ) -> Array:
-    """The released xAR sampler: a reverse SDE whose last step is without noise.
+    """Returns the solution of xAR's released sampler: a reverse SDE without noise in the last step.
 
-    dx = (v - g^2/2 score) dt + g dW with g(t)^2 = 2t. The release repeats a cell's context in its
-    last step if there are just two steps; this one does not.
+    dx = (v - g^2/2 score) dt + g dW with g(t)^2 = 2t. With just two steps, the release repeats a
+    cell's context in the last one; this solver does not.
     Source: OliverRensu/xAR models/sampler.py `euler_maruyama_sampler`, after SiT.
     """
     last = len(grid) - 2
@@ -99,7 +99,7 @@ def euler_maruyama(
 
 
 class Solver(NamedTuple):
-    """A solver and the grid of times it was published with."""
+    """A solver and the time grid of its publication."""
 
     solve: Callable[..., Array]
     grid: Callable[..., np.ndarray]
@@ -115,7 +115,7 @@ SOLVERS = {
 
 
 def _walk(step: Callable[..., Any], carry: Any, grid: np.ndarray) -> Any:
-    """Returns the carry after step(carry, t, s, i) over all neighbours (t, s) of the grid."""
+    """Returns the carry after step(carry, t, s, i) over all adjacent times (t, s) of the grid."""
     dtype = jax.tree.leaves(carry)[0].dtype
     times = jnp.asarray(grid, dtype)
 

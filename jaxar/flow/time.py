@@ -1,7 +1,7 @@
-"""Laws of the training time, and grids of sampling times.
+"""Distributions of training times, and grids of sampling times.
 
-Times run from 0 (data) to 1 (noise). A law is drawn once per entity and example in training; a grid
-is a decreasing sequence that a solver walks when sampling.
+Times run from 0 (data) to 1 (noise). In training, a time is drawn once per entity and example. In
+sampling, a solver steps through a grid, a decreasing sequence of times.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxar.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Times uniform on [0, 1): FlowAR's law."""
+    """The uniform distribution on [0, 1), as in FlowAR."""
 
     def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Returns float32 times of the given shape."""
@@ -23,7 +23,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
-    """sigmoid(mu + sigma z), z ~ N(0, 1): xAR's law with mu 0, sigma 1.
+    """The logit-normal distribution, sigmoid(mu + sigma z), z ~ N(0, 1); xAR has mu 0, sigma 1.
 
     Source: arXiv 2403.03206, section 3.1; OliverRensu/xAR models/xar.py `sample_logit_normal`.
     """
@@ -42,7 +42,7 @@ class LogitNormal:
 
 @dataclasses.dataclass(frozen=True)
 class ShiftedUniform:
-    """Uniform times moved towards noise: t -> shift t / (1 + (shift - 1) t).
+    """Uniform times shifted towards noise: t -> shift t / (1 + (shift - 1) t).
 
     Larger latents need a larger shift; 1 changes nothing. Source: arXiv 2403.03206, section 5.3.2.
     """
@@ -59,7 +59,7 @@ class ShiftedUniform:
 
 
 def shift_time(t, shift: float):
-    """Returns the times t, moved towards noise by `shift`; 0 and 1 stay where they are."""
+    """Returns the times t, shifted towards noise by `shift`; 0 and 1 are unchanged."""
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -71,7 +71,7 @@ def uniform_grid(steps: int, shift: float = 1.0) -> np.ndarray:
 def stochastic_grid(steps: int, shift: float = 1.0, last: float = 0.04) -> np.ndarray:
     """Returns steps + 1 float64 times: 1 to `last` equally spaced, then 0.
 
-    The jump from `last` to 0 avoids the score near data, where it has no bound.
+    The jump from `last` to 0 avoids the score near data, where it is unbounded.
     Source: OliverRensu/xAR models/sampler.py `euler_maruyama_sampler`, arXiv 2401.08740.
     """
     if steps < 2:
@@ -82,8 +82,8 @@ def stochastic_grid(steps: int, shift: float = 1.0, last: float = 0.04) -> np.nd
 def two_part_grid(steps: int, shift: float = 1.0) -> np.ndarray:
     """Returns FlowAR's float64 times: half of them from 1 to 0.3, the others from 0.25 to 0.
 
-    An odd number of steps counts as the even one below, and 50 steps are equally spaced, as in the
-    release. Source: wangqiang9/FlowAR models/sampler.py `euler_sampler`.
+    As in the release, an odd number of steps is rounded down to an even one, and 50 steps are
+    equally spaced. Source: wangqiang9/FlowAR models/sampler.py `euler_sampler`.
     """
     if steps < 2:
         raise ValueError(f"This grid needs at least 2 steps, not {steps}.")

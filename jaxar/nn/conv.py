@@ -18,22 +18,22 @@ from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros added: ((above, below), (left, right))."""
+"""Zero padding: ((above, below), (left, right))."""
 
 GROUPS = 32
 
 
 def fan_in_uniform(key: Array, inputs: int, outputs: int) -> Array:
-    """Returns an (inputs, outputs) matrix, uniform within 1 / sqrt(inputs): PyTorch's law."""
+    """Returns (inputs, outputs), uniform within 1 / sqrt(inputs): PyTorch's initializer."""
     bound = 1 / math.sqrt(inputs)
     return jax.random.uniform(key, (inputs, outputs), minval=-bound, maxval=bound)
 
 
 def affine_uniform(key: Array, inputs: int, outputs: int) -> Array:
-    """Returns a kernel by `fan_in_uniform` and below it a bias: (inputs + 1, outputs).
+    """Returns (inputs + 1, outputs): a kernel as of `fan_in_uniform`, and a last row of biases.
 
-    PyTorch gives both one law. One draw for the two makes a third of the random operations, whose
-    unrolled rounds are nearly all there is to compile when a network is made.
+    PyTorch draws both from the same distribution. One draw for both leaves a third of the random
+    operations, whose unrolled rounds dominate compilation when a network is initialized.
     """
     bound = 1 / math.sqrt(inputs)
     return jax.random.uniform(key, (inputs + 1, outputs), minval=-bound, maxval=bound)
@@ -45,9 +45,9 @@ def convolve(
     stride: int = 1,
     padding: Padding | None = None,
 ) -> Float[Array, "b h2 w2 d"]:
-    """Returns the convolution of x; without a padding, half the kernel on all sides.
+    """Returns the convolution of x; the default padding is half the kernel on all sides.
 
-    At stride 1 an odd kernel then keeps height and width.
+    With the default, an odd kernel at stride 1 keeps height and width.
     """
     if padding is None:
         above, left = kernel.shape[0] // 2, kernel.shape[1] // 2
@@ -76,7 +76,7 @@ class Conv(Module):
         init: Callable[[Array, int, int], Array] = affine_uniform,
         key: Array,
     ):
-        """Takes kernel and bias from the (fan-in + 1, outputs) numbers of `init(key, fan-in, ...)`.
+        """Takes kernel and bias from `init(key, fan-in, outputs)` of shape (fan-in + 1, outputs).
 
         See `convolve` for the padding.
         """
@@ -92,12 +92,12 @@ class Conv(Module):
 
 
 class GroupNorm(Module):
-    """Norm over space and the channels of a group, with a learned scale and bias."""
+    """Group norm, over space and the channels of a group, with a learned scale and bias."""
 
     epsilon = 1e-6
 
     def __init__(self, channels: int, groups: int | None = None):
-        """Starts at scale one and bias zero; see `groups_of` where no `groups` are given.
+        """Initializes the scale to one and the bias to zero; `groups_of` gives the default groups.
 
         Raises:
           ValueError: the groups do not divide the channels.
@@ -109,7 +109,7 @@ class GroupNorm(Module):
         self.bias = Param(jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns the normalised input times the scale plus the bias, computed in float32."""
+        """Returns the normalised input times the scale, plus the bias, computed in float32."""
         b, h, w, c = x.shape
         y = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
         y = y - jnp.mean(y, (1, 3), keepdims=True)
@@ -118,10 +118,10 @@ class GroupNorm(Module):
 
 
 def groups_of(channels: int) -> int:
-    """Returns 32, as the released networks, where that divides the channels.
+    """Returns the number of groups: 32 if it divides the channels, as in the released networks.
 
-    Elsewhere the largest power of two that leaves at least four channels in a group, or one group:
-    a channel that is normalised alone loses its contrast with the others.
+    Otherwise it is the largest power of two, at most 32, that divides the channels into groups of
+    at least four, or 1. Small groups would remove the contrast between channels.
     """
     if channels % GROUPS == 0:
         return GROUPS
@@ -132,13 +132,13 @@ def groups_of(channels: int) -> int:
 
 
 class ResidualBlock(Module):
-    """x + conv(dropout(silu(norm(conv(silu(norm(x))))))).
+    """A residual block: x + conv(dropout(silu(norm(conv(silu(norm(x))))))).
 
-    Where the widths differ, a convolution of one pixel stands before the sum.
+    If the widths differ, a 1 x 1 convolution maps x before the sum.
     """
 
     def __init__(self, inputs: int, outputs: int, *, key: Array):
-        """Makes two convolutions of 3 x 3, and the shortcut where it is needed."""
+        """Makes two 3 x 3 convolutions, and the shortcut if the widths differ."""
         first, second, short = jax.random.split(key, 3)
         self.norm_1 = GroupNorm(inputs)
         self.conv_1 = Conv(inputs, outputs, key=first)
@@ -149,17 +149,17 @@ class ResidualBlock(Module):
     def __call__(
         self, x: Float[Array, "b h w c"], rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "b h w d"]:
-        """Returns the sum, with dropout where a key is given."""
+        """Returns the block's output, with dropout if a key is given."""
         y = self.conv_1(jax.nn.silu(self.norm_1(x)))
         y = self.conv_2(dropout(jax.nn.silu(self.norm_2(y)), rate, key))
         return (x if self.shortcut is None else self.shortcut(x)) + y
 
 
 class SpatialAttention(Module):
-    """x + attention over all pixels of norm(x), with one head."""
+    """Residual attention over all pixels with one head: x + attention(norm(x))."""
 
     def __init__(self, channels: int, *, key: Array):
-        """Makes maps to query, key and value, and the output projection."""
+        """Makes the projections to query, key and value, and the output projection."""
         q, k, v, project = jax.random.split(key, 4)
         self.norm = GroupNorm(channels)
         self.q = Linear(channels, (1, channels), key=q, init=fan_in_uniform)
@@ -168,7 +168,7 @@ class SpatialAttention(Module):
         self.project = Linear((1, channels), channels, key=project, init=fan_in_uniform)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns the sum."""
+        """Returns x plus the attention's output."""
         b, h, w, c = x.shape
         y = self.norm(x).reshape(b, h * w, c)
         y = self.project(attend(self.q(y), self.k(y), self.v(y)))
@@ -176,10 +176,10 @@ class SpatialAttention(Module):
 
 
 class Downsample(Module):
-    """Half the height and width: a convolution of stride 2, padded below and right alone."""
+    """Halves height and width by a convolution of stride 2, padded only below and right."""
 
     def __init__(self, channels: int, *, key: Array):
-        """Makes the convolution of 3 x 3."""
+        """Makes the 3 x 3 convolution."""
         self.conv = Conv(channels, channels, stride=2, padding=((0, 1), (0, 1)), key=key)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -188,10 +188,10 @@ class Downsample(Module):
 
 
 class Upsample(Module):
-    """Twice the height and width: each pixel repeated, then a convolution."""
+    """Doubles height and width: repeats each pixel, then applies a convolution."""
 
     def __init__(self, channels: int, *, key: Array):
-        """Makes the convolution of 3 x 3."""
+        """Makes the 3 x 3 convolution."""
         self.conv = Conv(channels, channels, key=key)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -1,9 +1,9 @@
-"""Dropout of values and of residual branches, by random words that cost little.
+"""Dropout of values and of residual branches, with cheap random bits.
 
-Threefry takes about a hundred operations for each value, which shows in the time of a step.
-Dropout needs less: rows and columns of an array get words of their own, each a hash of its number
-and of the key, and the word of a place mixes those of its row and its column in eight operations.
-It is the same on every device and however an array is shared out, and needs no communication.
+Threefry takes about a hundred operations per value, a measurable part of a step. Dropout needs
+less: each row and column of an array gets a word, a hash of its index and the key, and the word of
+an element mixes those of its row and column in eight operations. The words do not depend on the
+device or the sharding, and need no communication.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxar.typing import Array
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Returns x with each value zeroed with probability `rate`, the rest scaled up; x if no key.
+    """Returns x with each value zeroed with probability `rate`, the rest scaled up; x without key.
 
     The probability is `rate` to within 2^-32.
     """
@@ -28,7 +28,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 def drop_path(x: Array, rate: Array | None, key: Array | None) -> Array:
     """Returns x with whole examples zeroed with probability `rate`, the rest scaled up.
 
-    x where there is no key, or no rate. Source: stochastic depth, arXiv 1603.09382, as in timm.
+    It returns x without a key or a rate. Source: stochastic depth, arXiv 1603.09382, as in timm.
     """
     if key is None or rate is None:
         return x
@@ -37,7 +37,7 @@ def drop_path(x: Array, rate: Array | None, key: Array | None) -> Array:
 
 
 def words(key: Array, shape: tuple[int, ...]) -> Array:
-    """Returns 32 random bits for each place of an array, uint32; rows beyond 2^32 repeat."""
+    """Returns 32 random bits for each element of an array, uint32; rows beyond 2^32 repeat."""
     first, second = key_words(key)
     *rows, columns = shape
     number = jnp.zeros((*rows, 1), jnp.uint32)
@@ -49,38 +49,38 @@ def words(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def stays(words: Array, rate: float) -> Array:
-    """Returns where a value does not fall away, given its random word.
+    """Returns the keep mask, given the random words.
 
-    Words are compared with their sign, which is random, too: TPUs have no other comparison.
+    Words are compared as signed integers: TPUs have no unsigned comparison.
     """
     return jax.lax.bitcast_convert_type(words, jnp.int32) >= np.int32(round(rate * 2**32) - 2**31)
 
 
 def key_words(key: Array) -> Array:
-    """Returns the two words of a key that `hashed` takes, uint32."""
+    """Returns the two words of a key for `row_words` and `column_words`, uint32."""
     return jax.random.key_data(key).reshape(-1)[-2:]
 
 
 def row_words(numbers: Array, first: Array, second: Array) -> Array:
-    """Returns random bits for rows, numbered in row-major order, given two words of a key."""
+    """Returns random bits for rows, by their row-major indices and two words of a key."""
     return _hashed(_hashed(numbers ^ first) + second)
 
 
 def column_words(numbers: Array, first: Array, second: Array) -> Array:
-    """Returns random bits for columns, given two words of a key."""
+    """Returns random bits for columns, by their indices and two words of a key."""
     return _hashed(_hashed(numbers + second) ^ first)
 
 
 def mixed(row: Array, column: Array) -> Array:
-    """Returns random bits for places, of which the upper ones are the best.
+    """Returns random bits for elements; the upper bits are the best.
 
-    Fewer operations leave correlations between rows (`tests/test_nn.py` looks for them).
+    Fewer operations leave correlations between rows (`tests/test_nn.py` tests for them).
     """
     return _hashed(row + column)
 
 
 def _hashed(x: Array) -> Array:
-    """Returns lowbias32 without its last shift.
+    """Returns the lowbias32 hash without its last shift.
 
     Source: Chris Wellons, "Prospecting for Hash Functions", 2018.
     """

@@ -1,22 +1,22 @@
-"""Attention as one kernel of TPUs: weights never leave the chip's vector memory.
+"""Attention as one TPU kernel: the weights never leave the chip's vector memory.
 
-Weights of all keys fit there at the lengths of this project, so that the softmax is the plain one
-and the backward pass computes the weights anew. With a row for each key and a column for each
-query, e = exp(scale k q' + bias - max), 0 where a query does not see a key, r = 1 / sum(e) over
-keys, c = 1 / (1 - rate) and "keep" for what dropout leaves,
+At this project's lengths the weights of all keys fit there, so the softmax is the plain one and the
+backward pass recomputes the weights. With a row for each key and a column for each query,
+e = exp(scale k q' + bias - max), 0 where a query does not see a key, r = 1 / sum(e) over keys,
+c = 1 / (1 - rate) and the dropout mask "keep",
 
     o' = c r v' (keep e)                                                                         (1)
     dv = (keep e) g,  p = e keep (v g'),  ds = p - r e sum(p),  where g = c r do                 (2)
     dq' = scale k' ds,  dk = scale ds q                                                          (3)
 
-Sums over keys then run over whole vectors, not within them, where TPUs are slow, and of all
-products only narrow arrays (v, o, k, do, dq) have to be transposed. Factors of a query are taken to
-the narrow side of each product, too. Queries and keys are turned by their rotary positions on the
-way in, and dq, dk back.
+Sums over keys then run over whole vectors, not within them, where TPUs are slow, and the products
+transpose only narrow arrays (v, o, k, do, dq). Factors of a query are also applied on the narrow
+side of each product. The kernel rotates queries and keys by their positions, and rotates dq and dk
+back.
 
-Queries that see no key behind some row are computed up to it: of a causal mask about half is left
-out. Heads lie side by side in the last axis, as the projections give them, and a program takes as
-many as fill whole vectors. Weights fall away by the words of `dropout`.
+Keys after the last one that a band of queries sees are skipped: about half of a causal mask. Heads
+are side by side in the last axis, as the projections output them, and a program takes as many as
+fill whole vectors. The words of `dropout` decide which weights are dropped.
 """
 
 import dataclasses
@@ -37,25 +37,24 @@ from jaxar.nn.rope import rotate
 from jaxar.typing import Array
 
 ROWS, PACKED, MOST = 8, 16, 2**19
-"""Tokens that fill a vector, and one of two bytes a number; logits of a head that fit into vector
-memory with what is made of them."""
+"""Tokens that fill a vector of 4-byte values, and one of 2-byte values; logits of a head that fit
+into vector memory together with their intermediate results."""
 
 
 def fits(n: int, m: int) -> bool:
-    """Returns whether the kernel serves n queries that look at m keys."""
+    """Returns whether the kernel supports n queries and m keys."""
     return min(n, m) >= ROWS and n * m <= MOST
 
 
 def joins(past: Array) -> bool:
-    """Returns whether the kernel can put further keys behind these earlier ones (l, b, m, d)."""
+    """Returns whether the kernel can append keys to these earlier ones (l, b, m, d)."""
     return past.shape[2] % PACKED == 0
 
 
 def bands(sees: Visibility | None, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns queries (first, end) with the number of keys up to the last that one of them sees.
+    """Returns bands (first query, end, keys): the keys up to the last one that the band sees.
 
-    Edges are those of whole vectors. A visibility that is known only when the program runs gives
-    one band.
+    Bands are made of whole vectors. A visibility that is known only at run time gives one band.
     """
     if sees is None or not sees.static:
         return ((0, n, m),)
@@ -72,7 +71,7 @@ def bands(sees: Visibility | None, n: int, m: int) -> tuple[tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What is fixed when the kernel is compiled; `together` heads are in one program.
+    """Static sizes and options of the kernel; one program computes `together` heads.
 
     `bands` are (first query, end, keys that these see), see `bands`; `past` is the number of arrays
     of earlier tokens.
@@ -111,23 +110,23 @@ def attend_in_kernel(
       q: Queries (b, n, k, e).
       k: Keys (b, m, k, e).
       v: Values (b, m, k, e).
-      past: Keys, already turned, and values (l, b, m', k, e) of all layers that come before these,
-        or nothing. Such have no gradient.
+      past: Keys, already rotated, and values (l, b, m', k, e) of earlier tokens in all layers, or
+        empty. They have no gradient.
       bias: (n, m) float32, 0 where a query sees a key and -inf where it does not.
       rope: Rotary table (2, n, e) of the tokens of both queries and keys, or None.
-      start: (5,) uint32: the two words of the key of dropout, the first example and head of these
-        among all examples and heads, and the layer of `past`.
-      bands: Rows and the columns they may see, see `bands`.
+      start: (5,) uint32: the two words of the dropout key, the offsets of the first example and
+        head among those of all devices, and the layer of `past`.
+      bands: Queries and the number of keys they may see, see `bands`.
       all_heads: Heads on all devices.
-      scale: Of the logits.
-      rate: Dropout of the weights.
-      interpret: Whether to run as plain operations, as where there is no TPU.
+      scale: Scale of the logits.
+      rate: Dropout rate of the weights.
+      interpret: Whether to run in Pallas's interpreter, for machines without a TPU.
     """
     heads, width = q.shape[2:]
     together = LANES // math.gcd(LANES, width)
     together = together if heads % together == 0 else heads
     if rope is not None and together * width % LANES:
-        # Neighbours change places in whole vectors, which these are not.
+        # The kernel swaps neighbours in whole vectors only.
         q, k, rope = rotate(q, rope), rotate(k, rope), None
     rotary = rope is not None
     counts = (all_heads, together, width, q.shape[1])
@@ -155,7 +154,7 @@ def _attend(
 
 
 def _doubled(sizes: _Sizes, heads: int) -> _Sizes:
-    """Returns sizes with two vectors of heads together: forward there is little to do for one."""
+    """Returns sizes with two vectors of heads per program: the forward pass of one is too short."""
     twice = 2 * sizes.together
     fits = twice * sizes.width == 2 * LANES and heads % twice == 0
     return dataclasses.replace(sizes, together=twice) if fits else sizes
@@ -182,7 +181,7 @@ def _call(
     start: Array,
     outputs: tuple[Array, ...],
 ) -> Any:
-    """Returns what a body gives, run for each example and group of heads."""
+    """Returns the outputs of a kernel body, run for each example and group of heads."""
     batch, _, lanes = inputs[0].shape
     part = sizes.together * sizes.width
 
@@ -271,7 +270,7 @@ def _backward(sizes, start, q, k, v, given, *rest):
 
 
 def _added(total: Any, part: Array, rows: int) -> Array:
-    """Returns the sum of an array of all rows, or 0, and one of the first rows."""
+    """Returns `total`, an array of all rows or 0, with `part` added to its first rows."""
     if len(part) == rows:
         return total + part
     if isinstance(total, float):
@@ -280,17 +279,17 @@ def _added(total: Any, part: Array, rows: int) -> Array:
 
 
 def _heads(sizes: _Sizes) -> list[tuple[int, slice]]:
-    """Returns the heads of a program, and where they lie in the last axis."""
+    """Returns the heads of a program and their slices of the last axis."""
     width = sizes.width
     return [(head, slice(head * width, (head + 1) * width)) for head in range(sizes.together)]
 
 
 def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
-    """Returns queries or keys turned by their positions, as `rope.rotate`; back for way -1.
+    """Returns queries or keys rotated by their positions, as `rope.rotate`; back for way -1.
 
-    Neighbours change places by a product with a permutation: within a vector, TPUs do little at a
-    time, and the matrix unit is idle here. It is exact for bfloat16; of float32 that is to be
-    rounded to bfloat16 the upper 16 bits are kept.
+    A product with a permutation swaps neighbours: TPUs are slow within a vector, and the matrix
+    unit is idle here. It is exact for bfloat16. float32 input, which will be rounded to bfloat16,
+    keeps its upper 16 bits.
     """
     if not sizes.rotary:
         return x
@@ -309,14 +308,14 @@ def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
 
 
 def _powers(sizes: _Sizes, logits: Array, bias: Array) -> tuple[Array, Array]:
-    """Returns e, and c r for each query."""
+    """Returns e, and c r of each query."""
     logits = logits * (sizes.scale * math.log2(math.e)) + bias
     powers = jnp.exp2(logits - jnp.max(logits, 0, keepdims=True))
     return powers, 1 / ((1 - sizes.rate) * jnp.sum(powers, 0, keepdims=True))
 
 
 def _kept(sizes: _Sizes, start: Any, head: int, first: int, *values: Array) -> Any:
-    """Returns values of keys and queries, from the first one on, 0 where a weight falls away."""
+    """Returns values of keys and queries, from query `first` on, 0 where dropout drops a weight."""
     if sizes.rate:
         keys, queries = values[0].shape
         example = start[2] + jnp.uint32(pl.program_id(0))

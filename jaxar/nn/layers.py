@@ -19,14 +19,14 @@ from jaxar.parallel.axes import hold
 from jaxar.typing import Array, Float
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-"""Names in configs of what layers may compute in."""
+"""Compute dtypes by their names in configs."""
 
 LANES = 128
-"""Numbers side by side in a vector of a TPU."""
+"""Lanes of a TPU vector register."""
 
 Shape = int | tuple[int, ...]
 Initial = Callable[[Array, int, int], Array]
-"""init(key, inputs, outputs) -> (inputs, outputs): the law of a kernel's initial values."""
+"""init(key, inputs, outputs) -> (inputs, outputs): an initializer of kernels."""
 
 
 def xavier_uniform(key: Array, inputs: int, outputs: int) -> Array:
@@ -36,7 +36,7 @@ def xavier_uniform(key: Array, inputs: int, outputs: int) -> Array:
 
 
 def normal(std: float) -> Initial:
-    """Returns the law N(0, std^2)."""
+    """Returns the initializer N(0, std^2)."""
     return lambda key, inputs, outputs: std * jax.random.normal(key, (inputs, outputs))
 
 
@@ -48,8 +48,8 @@ def zeros(key: Array, inputs: int, outputs: int) -> Array:
 class Linear(Module):
     """A linear map from the last axes of its input to new ones: y = x kernel + bias.
 
-    `inputs` and `outputs` are one size or several, so that heads, for instance, are an axis of
-    the kernel that can be sharded. The initial law sees the flattened sizes.
+    `inputs` and `outputs` are one size or several. Heads, for instance, are then an axis of the
+    kernel that can be sharded. The initializer gets the flattened sizes.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Linear(Module):
         key: Array,
         init: Initial = xavier_uniform,
     ):
-        """Draws the kernel by `init(key, inputs, outputs)`; the bias starts at zero.
+        """Initializes the kernel by `init(key, inputs, outputs)`, the bias to zero.
 
-        `bias` is one answer, or one for each entry of the first output axis: of queries, keys and
-        values, for instance, where the keys have none.
+        `bias` says whether there is one, for all outputs or for each entry of the first output
+        axis: for queries, keys and values, for instance, if keys have none.
         """
         self.inputs, self.outputs = _axes(inputs), _axes(outputs)
         kernel = init(key, math.prod(self.inputs), math.prod(self.outputs))
@@ -83,9 +83,9 @@ class Linear(Module):
         return self._affine(x, self.kernel[...], bias)
 
     def parts(self, x: Float[Array, "..."]) -> list[Array]:
-        """Returns the output for each entry of the first output axis, each a product of its own.
+        """Returns the output for each entry of the first output axis, each by its own product.
 
-        Activations are then nowhere laid out together and cut; of the kernel that costs little.
+        This slices the kernel, which is cheap, instead of the activations.
         """
         axis, found = len(self.inputs), []
         for i in range(self.outputs[0]):
@@ -95,7 +95,7 @@ class Linear(Module):
         return found
 
     def widened(self, x: Float[Array, "..."], outputs: int) -> Float[Array, "..."]:
-        """Returns (..., outputs), zeros after those of the map; x may end with such zeros, too."""
+        """Returns (..., outputs), the map's outputs padded with zeros; x may be padded, too."""
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...]
         rows, columns = (0, x.shape[-1] - kernel.shape[0]), (0, outputs - kernel.shape[1])
         return self._affine(x, jnp.pad(kernel, (rows, columns)), jnp.pad(bias, columns))
@@ -103,9 +103,9 @@ class Linear(Module):
     def _affine(self, x: Array, kernel: Array, bias: Array | None) -> Array:
         """Returns x kernel + bias.
 
-        Of kernels with an axis of heads the compiler makes one product for each head, which leaves
-        a TPU's unit of 128 x 128 half empty if heads are 64 wide: those are made flat. On CPUs so
-        are the rows: a gradient over several axes of rows copies them turned around, and is slow.
+        For kernels with a head axis the compiler makes one product per head. Heads of width 64
+        leave a TPU's 128 x 128 matrix unit half empty, so these kernels are flattened. On CPUs the
+        rows are flattened too: a gradient over several row axes is slow, as it transposes them.
         """
         inner, outputs = len(self.inputs), kernel.shape[len(self.inputs) :]
         rows, flat = x.shape[: x.ndim - inner], math.prod(outputs)
@@ -122,14 +122,14 @@ class Linear(Module):
 
 
 class Table(Module):
-    """Learned vectors, drawn from N(0, std^2): classes, positions."""
+    """Learned embeddings, for instance of classes or positions, initialized from N(0, std^2)."""
 
     def __init__(self, size: int, width: int, *, key: Array, std: float = 0.02):
-        """Draws `size` vectors of `width`."""
+        """Initializes `size` vectors of `width` channels."""
         self.table = Param(std * jax.random.normal(key, (size, width)))
 
     def __call__(self, index: Array | np.ndarray) -> Float[Array, "..."]:
-        """Returns the vectors at `index`, which the caller has checked to be in range."""
+        """Returns the vectors at `index`; the caller checks that it is in range."""
         return self.table[...][index]
 
 
@@ -141,7 +141,7 @@ def rms_norm(x: Float[Array, "..."], epsilon: float = 1e-6) -> Float[Array, "...
 
 
 class RMSNorm(Module):
-    """RMS norm with a learned scale; the form without one is the function `rms_norm`."""
+    """RMS norm with a learned scale; `rms_norm` is the function without one."""
 
     def __init__(self, width: int):
         """Starts the scale at one."""
@@ -161,7 +161,7 @@ def layer_norm(x: Float[Array, "..."], epsilon: float = 1e-6) -> Float[Array, ".
 
 
 class LayerNorm(Module):
-    """Layer norm with a learned scale and bias; the form without is the function `layer_norm`."""
+    """Layer norm with a learned scale and bias; `layer_norm` is the function without them."""
 
     def __init__(self, width: int):
         """Starts the scale at one, the bias at zero."""
@@ -174,10 +174,10 @@ class LayerNorm(Module):
 
 
 def gelu(x: Array) -> Array:
-    """Returns x Phi(x), Phi the normal distribution function, computed in float32.
+    """Returns x Phi(x), with Phi the normal CDF, computed in float32.
 
-    By erf as in PyTorch; in half precision Phi is within 2e-6 (see `_normal_cdf`), which rounding
-    hides. erf takes three times as many operations as that, erfc, of `jax.nn.gelu`, six times.
+    float32 uses erf, as PyTorch does. Half precision uses `_normal_cdf`, whose error, 2e-6, is
+    below rounding. erf takes three times as many operations; erfc, as in `jax.nn.gelu`, takes six.
     """
     y = x.astype(jnp.float32)
     if x.dtype == jnp.float32:
@@ -187,9 +187,9 @@ def gelu(x: Array) -> Array:
 
 @jax.custom_jvp
 def _normal_cdf(x: Array) -> Array:
-    """Returns Phi(x) = (1 + tanh(x p(x^2))) / 2, its derivative that of Phi itself.
+    """Returns the approximation Phi(x) = (1 + tanh(x p(x^2))) / 2; its derivative is exact.
 
-    The coefficients minimise the largest error of x Phi(x), 3.1e-6 over all x.
+    The coefficients minimise the maximum error of x Phi(x), 3.1e-6 over all x.
     """
     u = jnp.square(x)
     p = 1.11910097e-6 * u - 3.05813193e-5
@@ -205,12 +205,12 @@ def _normal_density(primals, tangents):
 
 
 def gelu_tanh(x: Array) -> Array:
-    """Returns GELU's approximation by tanh."""
+    """Returns the tanh approximation of GELU."""
     return jax.nn.gelu(x, approximate=True)
 
 
 class MLP(Module):
-    """down(activation(up(x)))."""
+    """A two-layer MLP: down(activation(up(x)))."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class MLP(Module):
         init: Initial = xavier_uniform,
         out_init: Initial = xavier_uniform,
     ):
-        """Makes two maps of inner width `hidden`, drawn by `init` and `out_init`."""
+        """Makes two maps of inner width `hidden`, with initializers `init` and `out_init`."""
         up, down = jax.random.split(key)
         self.activation = activation
         self.up = Linear(width, hidden, key=up, init=init)
@@ -231,7 +231,7 @@ class MLP(Module):
     def __call__(
         self, x: Float[Array, "... d"], rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "... d"]:
-        """Returns the MLP's output, with dropout inside and after it where a key is given."""
+        """Returns the MLP's output; with a key, dropout acts inside and after it."""
         inner, outer = split_or_none(key, 2)
         hidden = hold(self.activation(self.up(x)), ..., "mlp")
         hidden = dropout(hidden, rate, inner)
@@ -239,16 +239,16 @@ class MLP(Module):
 
 
 class GatedMLP(Module):
-    """down(gelu(gate(x)) up(x)).
+    """A gated MLP: down(gelu(gate(x)) up(x)).
 
-    The paper calls it SwiGLU; the released code passes GELU as the activation, so GELU it is. In
-    half precision zeros follow the inner units up to a multiple of LANES: vectors that are not full
-    a TPU has to mask in whatever it computes beside a product.
+    The paper calls it SwiGLU; the released code passes GELU as the activation, as here. In half
+    precision the inner units are zero-padded to a multiple of LANES, because a TPU must mask partly
+    filled vectors in every operation except matrix products.
     Source: OliverRensu/xAR models/xar.py `Block`, timm `SwiGLU`.
     """
 
     def __init__(self, width: int, hidden: int, *, key: Array):
-        """Makes three maps; `hidden` is the inner width."""
+        """Makes three maps of inner width `hidden`."""
         gate, up, down = jax.random.split(key, 3)
         self.gate = Linear(width, hidden, key=gate)
         self.up = Linear(width, hidden, key=up)
@@ -257,7 +257,7 @@ class GatedMLP(Module):
     def __call__(
         self, x: Float[Array, "b n d"], rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "b n d"]:
-        """Returns the MLP's output, with dropout inside and after it where a key is given."""
+        """Returns the MLP's output; with a key, dropout acts inside and after it."""
         inner, outer = split_or_none(key, 2)
         units = self.gate.outputs[0]
         if x.dtype != jnp.float32:
@@ -270,7 +270,7 @@ class GatedMLP(Module):
 
 @jax.custom_vjp
 def settled(x: Array) -> Array:
-    """Returns x, made once: no product that takes it computes it anew. Gradients pass."""
+    """Returns x behind an optimization barrier, so XLA does not recompute it. Gradients pass."""
     return jax.lax.optimization_barrier(x)
 
 
@@ -278,7 +278,7 @@ settled.defvjp(lambda x: (jax.lax.optimization_barrier(x), None), lambda _, slop
 
 
 class TimeEmbedding(Module):
-    """Sinusoids of the scaled time, then a two-layer MLP.
+    """Embeds times by sinusoids of the scaled time and a two-layer MLP.
 
     Source: OliverRensu/xAR models/xar.py `TimestepEmbedder`, after DiT and GLIDE.
     """
@@ -294,7 +294,7 @@ class TimeEmbedding(Module):
         key: Array,
         init: Initial = xavier_uniform,
     ):
-        """Multiplies times by `scale`; `truncate` cuts that to an integer, as xAR's release."""
+        """Multiplies times by `scale`; `truncate` drops the fraction, as xAR's release does."""
         first, second = jax.random.split(key)
         self.scale, self.truncate = scale, truncate
         self.first = Linear(self.features, width, key=first, init=init)
@@ -317,9 +317,9 @@ def sinusoids(t: Float[Array, "..."], features: int, period: float = 1e4) -> Flo
 
 
 class Adaptive(Linear):
-    """The vectors that modulate a block: a linear map of silu(condition).
+    """The modulation vectors of a block: a linear map of silu(condition).
 
-    Source: adaLN of DiT, arXiv 2212.09748; named `ada_lin` in VAR, FlowAR and xAR.
+    Source: adaLN of DiT, arXiv 2212.09748; `ada_lin` in VAR, FlowAR and xAR.
     """
 
     def __call__(
@@ -340,10 +340,10 @@ def per_segment(
     vectors: Sequence[Float[Array, "b g d"]],
     sizes: tuple[int, ...],
 ) -> Float[Array, "b n d"]:
-    """Returns function(x, *vectors) where token n gets the vectors of its segment g.
+    """Returns function(x, *vectors), where each token n gets the vectors of its segment g.
 
-    Segments of one size are an axis of their own, so that the vectors are never laid out for each
-    token; only unequal segments repeat them.
+    Segments of equal size become an axis, so that vectors broadcast; only unequal segments repeat
+    them for each token.
     """
     b, n, d = x.shape
     if len(set(sizes)) == 1:
@@ -354,7 +354,7 @@ def per_segment(
 
 
 def split_or_none(key: Array | None, count: int) -> Sequence[Array | None]:
-    """Returns `count` keys, or `count` times None where there is no key."""
+    """Returns `count` keys, or a list of `count` times None if `key` is None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 

@@ -1,7 +1,7 @@
 """Flax modules as pure functions of parameter trees.
 
-Modules are defined with `flax.nnx`; everywhere else parameters are nested dicts of arrays and only
-JAX's own transforms are used. If Flax changes, this folder and the constructors of backbones do.
+Modules are defined with `flax.nnx`; everywhere else parameters are nested dicts of arrays, and only
+JAX's own transforms are used. A change of Flax affects only this folder and module constructors.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ Param = nnx.Param
 M = TypeVar("M", bound=nnx.Module)
 
 PROJECTED, RETURNED = "projected", "returned"
-"""Names of what comes out of matrix products, and of what attention and whole branches return; see
+"""Checkpoint names of the outputs of matrix products, and of attention and whole branches; see
 `REMAT`."""
 
 REMAT: dict[str, Callable[..., Any]] = {
@@ -28,26 +28,26 @@ REMAT: dict[str, Callable[..., Any]] = {
     "branches": jax.checkpoint_policies.save_only_these_names(RETURNED),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
-"""What layers keep for the backward pass, from the most to the least; the rest is computed anew.
+"""What layers store for the backward pass, from most to least; the rest is recomputed.
 
     none          everything
-    projections   what comes out of matrix products and attention: only norms, modulation,
-                  activations, rotations and dropout are computed again
-    branches      what attention gave and what each branch adds, all of the width of the tokens:
-                  the products that lead there are computed again, attention is not
-    blocks        nothing but what goes from layer to layer
+    projections   the outputs of matrix products and attention: only norms, modulation,
+                  activations, rotations and dropout are recomputed
+    branches      the outputs of attention and of each branch, all of token width: the products
+                  before them are recomputed, attention is not
+    blocks        only the input of each layer
 """
 
 
 class Series(nnx.Module):
-    """Modules in a row, whose parameters stand under "0", "1", ...
+    """A sequence of modules, whose parameters have the keys "0", "1", ...
 
-    Flax's own list has whole numbers as keys. In a tree that was saved by path they come back as
-    words, "10" sorts before "2", and `nnx.merge`, which goes by order, would mix them up.
+    Flax's own list has integer keys. A tree that was saved by path returns them as strings, "10"
+    sorts before "2", and `nnx.merge`, which goes by order, would mix them up.
     """
 
     def __init__(self, modules: Iterable[nnx.Module]):
-        """Takes the modules."""
+        """Stores the modules in order."""
         self.count = 0
         for module in modules:
             setattr(self, str(self.count), module)
@@ -61,7 +61,7 @@ class Series(nnx.Module):
 
 
 def params_of(module: nnx.Module) -> Params:
-    """Returns the nested dict of arrays (or of their shapes) that a module holds."""
+    """Returns a module's parameters as a nested dict of arrays (or of their shapes)."""
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
@@ -69,20 +69,20 @@ def bind(template: M, params: Params) -> M:
     """Returns the module of `template`, which may hold shapes only, with these parameters.
 
     Raises:
-      ValueError: the tree or a shape differs. `nnx.merge` takes leaves in order and would be
-        silent.
+      ValueError: the tree or a shape differs. `nnx.merge` takes leaves in order and would not
+        notice.
     """
     problems = differences(params, params_of(template))
     if problems:
-        raise ValueError("These parameters are not of this module: " + "; ".join(problems))
+        raise ValueError("These parameters do not fit this module: " + "; ".join(problems))
     return nnx.merge(nnx.graphdef(template), gathered(params, spared=_stacks(template)))
 
 
 def as_used(template: nnx.Module, params: Params) -> Params:
-    """Returns parameters with the kernels of stacked modules in the dtype that they are used in.
+    """Returns parameters with the kernels of stacked modules in their compute dtype.
 
-    Sampling goes through the same layers again and again: so kernels are cast once, not in each
-    pass. The dtype is that of `compute` of the module around the stack.
+    Sampling runs the same layers many times; this casts kernels once instead of in each pass. The
+    dtype is `compute.type` of the module that holds the stack.
     """
     owners = {
         "".join(f"{part}/" for part in path): node.compute.type
@@ -99,7 +99,7 @@ def as_used(template: nnx.Module, params: Params) -> Params:
 
 
 def _stacks(template: nnx.Module) -> tuple[str, ...]:
-    """Returns the paths of stacked modules, which `scan` gathers layer by layer."""
+    """Returns the path prefixes of stacked modules, which `scan` gathers layer by layer."""
     nodes = nnx.iter_graph(template)
     return tuple(
         "/".join(map(str, path)) + "/"
@@ -109,9 +109,9 @@ def _stacks(template: nnx.Module) -> tuple[str, ...]:
 
 
 def stack(make: Callable[[Array], M], depth: int, key: Array) -> M:
-    """Returns one module whose arrays carry a leading layer axis, made by `make(key)`."""
+    """Returns one module whose arrays have a leading layer axis; `make(key)` makes one layer."""
     module = jax.vmap(make)(jax.random.split(key, depth))
-    setattr(module, "stacked", True)  # noqa: B010 -- of Flax's own class
+    setattr(module, "stacked", True)  # noqa: B010 -- not declared by Flax's class
     return module
 
 
@@ -124,18 +124,18 @@ def scan(
     unroll: int = 1,
     dtype: Any = None,
 ):
-    """Returns `lax.scan(body, carry, xs)`, one layer after the other.
+    """Returns `lax.scan(body, carry, xs)` over layers.
 
-    A layer's parameters are gathered when its turn comes, and anew for the backward pass: no device
-    ever holds more than one layer whole.
+    A layer's parameters are gathered just before use, and again in the backward pass: no device
+    ever holds more than one whole layer.
 
     Args:
       body: body(carry, layer) -> (carry, output).
-      carry: What goes from layer to layer.
-      xs: What belongs to the layers: stacked modules, and arrays with a leading layer axis.
-      remat: What is kept for the backward pass, a name in `REMAT`.
-      unroll: Layers in one turn of the loop.
-      dtype: What the kernels of the modules are used in.
+      carry: Value passed from layer to layer.
+      xs: Per-layer values: stacked modules, and arrays with a leading layer axis.
+      remat: What is stored for the backward pass, a name in `REMAT`.
+      unroll: Layers in one iteration of the loop.
+      dtype: Dtype in which the kernels of the modules are gathered.
     """
 
     def layer(carry, x):
@@ -147,7 +147,7 @@ def scan(
         return nnx.merge(nnx.graphdef(part), gathered(params_of(part), dtype))
 
     if remat != "none" or gathers():
-        # In a loop there is nothing to share with the forward pass. Without one there is.
+        # Unrolled layers could share values with the forward pass (CSE); a loop cannot.
         apart = unroll > 1
         layer = jax.checkpoint(layer, prevent_cse=apart, policy=REMAT[remat])
     return jax.lax.scan(layer, carry, xs, unroll=unroll)

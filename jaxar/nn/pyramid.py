@@ -1,7 +1,7 @@
-"""Encoder and decoder of convolutional autoencoders: levels of residual blocks, halving each time.
+"""Encoder and decoder of convolutional autoencoders: levels of residual blocks, each half the size.
 
-Level 0 has the size of the image, level i is 2^i times smaller. Any image whose height and width
-2^(levels - 1) divides will do.
+Level 0 has the size of the image, level i is 2^i times smaller. The height and width of images must
+be multiples of 2^(levels - 1).
 Source: CompVis/latent-diffusion ldm/modules/diffusionmodules/model.py `Encoder`, `Decoder`, as in
 LTH14/mar models/vae.py; VAR's VQVAE is of the same family.
 """
@@ -17,7 +17,7 @@ from jaxar.typing import Array, Float
 
 
 class Level(Module):
-    """Residual blocks of one width, each with attention after it if asked, then a resampling."""
+    """Residual blocks of one width, each optionally followed by attention, then a resampling."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Level(Module):
         resample: Callable[..., Module] | None,
         key: Array,
     ):
-        """Makes the level; `resample(channels, key=key)` makes what follows the blocks."""
+        """Makes the level; `resample(channels, key=key)` makes the layer after the blocks."""
         last, *keys = jax.random.split(key, 1 + 2 * blocks)
         widths = [inputs] + [outputs] * blocks
         self.blocks = Series(
@@ -44,7 +44,7 @@ class Level(Module):
     def __call__(
         self, x: Float[Array, "b h w c"], rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Returns the output of the level, with dropout where a key is given."""
+        """Returns the output of the level, with dropout if a key is given."""
         attentions = [*self.attentions] or [None] * len(self.blocks)
         keys = split_or_none(key, len(self.blocks))
         for block, attention, key in zip(self.blocks, attentions, keys, strict=True):
@@ -54,10 +54,10 @@ class Level(Module):
 
 
 class Middle(Module):
-    """Two residual blocks and attention between them, at the smallest level."""
+    """Two residual blocks with attention between them, at the smallest level."""
 
     def __init__(self, channels: int, *, key: Array):
-        """Makes the three."""
+        """Makes the three layers."""
         before, attention, after = jax.random.split(key, 3)
         self.before = ResidualBlock(channels, channels, key=before)
         self.attention = SpatialAttention(channels, key=attention)
@@ -66,13 +66,13 @@ class Middle(Module):
     def __call__(
         self, x: Float[Array, "b h w c"], rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "b h w c"]:
-        """Returns the output, with dropout where a key is given."""
+        """Returns the output, with dropout if a key is given."""
         first, second = split_or_none(key, 2)
         return self.after(self.attention(self.before(x, rate, first)), rate, second)
 
 
 class Encoder(Module):
-    """From an image to its smallest level."""
+    """Maps an image to a feature map of the smallest level."""
 
     def __init__(
         self,
@@ -90,16 +90,16 @@ class Encoder(Module):
 
         Args:
           inputs: Channels of an image.
-          outputs: Channels of what comes out.
+          outputs: Channels of the output.
           width: Channels of the first convolution.
           multipliers: Level i has width x multipliers[i] channels.
-          blocks: Residual blocks of a level.
+          blocks: Residual blocks per level.
           attention: Levels with attention after each block.
-          dropout: Rate inside residual blocks where a key is given.
+          dropout: Dropout rate inside residual blocks if a key is given.
           key: Randomness of the initial values.
 
         Raises:
-          ValueError: there are no levels or blocks, or `attention` names a level there is not.
+          ValueError: there are no levels or blocks, or `attention` names a missing level.
         """
         check_levels(multipliers, blocks, attention)
         first, last, middle, *keys = jax.random.split(key, 3 + len(multipliers))
@@ -125,7 +125,7 @@ class Encoder(Module):
     def __call__(
         self, x: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Returns the smallest level, with dropout where a key is given."""
+        """Returns the feature map of the smallest level, with dropout if a key is given."""
         middle, *keys = split_or_none(key, 1 + len(self.levels))
         x = self.first(x)
         for level, key in zip(self.levels, keys, strict=True):
@@ -135,7 +135,7 @@ class Encoder(Module):
 
 
 class Decoder(Module):
-    """From the smallest level to an image: one block more a level than the encoder has."""
+    """Maps the smallest level to an image, with one block more per level than the encoder."""
 
     def __init__(
         self,
@@ -149,25 +149,25 @@ class Decoder(Module):
         dropout: float = 0.0,
         key: Array,
     ):
-        """Makes the decoder; `blocks` is that of its encoder, and so are the other arguments.
+        """Makes the decoder; the arguments equal those of its encoder.
 
         Args:
           inputs: Channels of the smallest level.
           outputs: Channels of an image.
           width: Level i has width x multipliers[i] channels.
           multipliers: See `width`; from the level of the image to the smallest.
-          blocks: Residual blocks of a level, less one.
+          blocks: Residual blocks per level minus one: the number in the encoder.
           attention: Levels with attention after each block.
-          dropout: Rate inside residual blocks where a key is given.
+          dropout: Dropout rate inside residual blocks if a key is given.
           key: Randomness of the initial values.
 
         Raises:
-          ValueError: there are no levels or blocks, or `attention` names a level there is not.
+          ValueError: there are no levels or blocks, or `attention` names a missing level.
         """
         check_levels(multipliers, blocks, attention)
         first, last, middle, *keys = jax.random.split(key, 3 + len(multipliers))
         widths = [width * m for m in multipliers]
-        widths.append(widths[-1])  # what the smallest level gets
+        widths.append(widths[-1])  # input channels of the smallest level
         self.dropout = dropout
         self.first = Conv(inputs, widths[-1], key=first)
         self.middle = Middle(widths[-1], key=middle)
@@ -188,7 +188,7 @@ class Decoder(Module):
     def features(
         self, x: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Returns what the last convolution sees, with dropout where a key is given."""
+        """Returns the input of the last convolution, with dropout if a key is given."""
         middle, *keys = split_or_none(key, 1 + len(self.levels))
         x = self.middle(self.first(x), self.dropout, middle)
         for level, key in zip(reversed([*self.levels]), keys, strict=True):
@@ -198,21 +198,17 @@ class Decoder(Module):
     def __call__(
         self, x: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Returns the image, with dropout where a key is given."""
+        """Returns the image, with dropout if a key is given."""
         return self.last(self.features(x, key))
 
 
 def check_levels(multipliers: Sequence[int], blocks: int, attention: Sequence[int]) -> None:
-    """Returns None if the arguments of a pyramid make sense.
-
-    Raises:
-      ValueError: they do not.
-    """
+    """Raises ValueError unless the arguments of a pyramid are valid."""
     levels = len(multipliers)
     if not levels or blocks < 1 or min(multipliers) < 1:
         raise ValueError(
-            f"multipliers={tuple(multipliers)} and blocks={blocks} must be one whole number of at "
-            "least 1 for each level, and at least 1."
+            f"multipliers={tuple(multipliers)} must be one integer of at least 1 for each level, "
+            f"and blocks={blocks} at least 1."
         )
     wrong = [level for level in attention if not 0 <= level < levels]
     if wrong:

@@ -1,1 +1,1 @@
-"""Losses that are not a scheme's: what is trained is no next-X model."""
+"""Losses of models that are not next-X models, such as autoencoders."""

@@ -1,6 +1,6 @@
 """Training of an autoencoder: likelihood, bottleneck, perceptual distance and a discriminator.
 
-With N numbers in an image x and its reconstruction y, s a learned or fixed log-variance:
+For an image x of N elements, its reconstruction y, and a learned or fixed log-variance s:
 
     likelihood = (|x - y|_1 + N perceptual_weight d(x, y)) / exp(s) + N s             (1)
     autoencoder = (likelihood + bottleneck + adversarial_weight r g) / N              (2)
@@ -8,12 +8,12 @@ With N numbers in an image x and its reconstruction y, s a learned or fixed log-
     discriminator = (mean relu(1 - D(x)) + mean relu(1 + D(y))) / 2                    (4)
     loss = autoencoder + discriminator                                                (5)
 
-A dash is the gradient with respect to the last kernel of the decoder. (4) sees y as a constant and
-(2) sees D as one, so one gradient of (5) holds that of each player. All are means over the batch;
-|.|_1 sums over the numbers of an image, as released, so that weights mean the same. What the
-bottleneck is, and what it costs, is said by `variational` and by `quantized`. The release does not
-divide (2) by N: Adam does not notice, but clipping by the norm of both gradients together would
-leave (4) nothing.
+A prime is the gradient with respect to the last kernel of the decoder. (4) treats y as a constant
+and (2) treats D as one, so one gradient of (5) holds that of each player. All are means over the
+batch. |.|_1 sums over the elements of an image, as in the release, so weights have the same
+meaning. `variational` and `quantized` define the bottleneck and its loss. The release does not
+divide (2) by N: Adam is invariant to it, but clipping the joint gradient norm would leave (4)
+almost no gradient.
 Source: CompVis/latent-diffusion ldm/modules/losses/contperceptual.py `LPIPSWithDiscriminator`.
 """
 
@@ -45,18 +45,19 @@ N = TypeVar("N", KLAutoencoder, VQAutoencoder)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoencoding(Generic[N]):
-    """An autoencoder and its losses, as the training loop takes a system, whatever its bottleneck.
+    """An autoencoder and its losses, as a task to train, for any bottleneck.
 
     Attributes:
       make: make(key) -> the autoencoder with initial values.
       shape: (h, w, c) of an image.
-      perceptual_weight: Of the perceptual distance, 1 in the release.
-      adversarial_weight: Of the generator's loss, 0.5 in the release; 0 for no discriminator.
-      adversarial_start: Step at which both players of the adversarial game begin.
-      learned_variance: Whether s is learned. In the release it is a parameter that no optimiser
-        has: it stays 0, as here without.
-      discriminator_width: Of its first layer.
-      discriminator_layers: How often it halves an image.
+      perceptual_weight: Weight of the perceptual distance, 1 in the release.
+      adversarial_weight: Weight of the generator's loss, 0.5 in the release; 0 for no
+        discriminator.
+      adversarial_start: Step at which generator and discriminator losses begin.
+      learned_variance: Whether s is learned; otherwise it is 0. In the release it is a parameter
+        that no optimiser updates, so it stays 0.
+      discriminator_width: Channels of the discriminator's first layer.
+      discriminator_layers: How many times the discriminator halves an image.
       perceptual: Feature network of the perceptual distance.
     """
 
@@ -85,45 +86,41 @@ class Autoencoding(Generic[N]):
                 "given, so set it to 0."
             )
         self.require_fits()
-        if self.adversarial_weight:  # and those that are too small
+        if self.adversarial_weight:  # raises for images that are too small
             images = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
             jax.eval_shape(
                 lambda key, x: self._make_discriminator(key)(x), jax.random.key(0), images
             )
 
     def require_fits(self) -> None:
-        """Returns None if images of `shape` are for the network.
-
-        Raises:
-          ValueError: they are not.
-        """
+        """Raises ValueError unless images of `shape` fit the network."""
         raise NotImplementedError
 
     def compress(
         self, network: N, images: Array, draw: Array, encode: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        """Returns latents, the bottleneck's part of (2), and its metrics.
+        """Returns latents, the bottleneck's term of (2), and its metrics.
 
         Args:
-          network: With the parameters in training.
-          images: In [-1, 1].
+          network: Network bound to the parameters in training.
+          images: Images in [-1, 1].
           draw: Randomness of latents.
           encode: Randomness of dropout.
         """
         raise NotImplementedError
 
     def latents(self, network: N, images: Array, key: Array | None) -> Array:
-        """Returns what the decoder gets of images: the best latents, or a draw with `key`."""
+        """Returns the latents of images: the best ones, or a draw with `key`."""
         raise NotImplementedError
 
     @functools.cached_property
     def network(self) -> N:
-        """Template of the autoencoder: a module that holds shapes."""
+        """The autoencoder's template: a module that holds shapes."""
         return jax.eval_shape(self.make, jax.random.key(0))
 
     @functools.cached_property
     def discriminator(self) -> PatchDiscriminator:
-        """Template of the discriminator."""
+        """The discriminator's template."""
         return jax.eval_shape(self._make_discriminator, jax.random.key(0))
 
     def init(self, key: Array) -> Params:
@@ -138,7 +135,7 @@ class Autoencoding(Generic[N]):
 
     @property
     def frozen(self) -> dict[str, Frozen]:
-        """The network of the perceptual distance, where there is one."""
+        """The feature network of the perceptual distance, if there is one."""
         return {} if self.perceptual is None else {"perceptual": self.perceptual.frozen}
 
     def loss(
@@ -146,13 +143,13 @@ class Autoencoding(Generic[N]):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns the training loss, (5), and a metric for each of its terms.
 
-        "reconstruction" is the mean absolute difference of a number.
+        "reconstruction" is the mean absolute difference per element.
 
         Args:
           params: Parameters as `init` returns them.
           frozen: Parameters of the frozen networks, by name.
-          batch: {"data": (b, h, w, c) float32 in [-1, 1]}, and "step" where `adversarial_start`
-            matters: without it the game has begun.
+          batch: {"data": (b, h, w, c) float32 in [-1, 1]}, and "step" to apply
+            `adversarial_start`; without it the adversarial losses are on.
           key: Randomness of latents and dropout.
         """
         images = batch["data"]
@@ -171,13 +168,13 @@ class Autoencoding(Generic[N]):
         return loss, {"loss": loss, **metrics}
 
     def settle(self, params: Params, seen: Array | None, key: Array) -> Params:
-        """Returns the parameters with those set that no gradient moves: here there are none."""
+        """Returns the parameters after updates without gradient; by default there are none."""
         return params
 
     def reconstruct(
         self, params: Params, images: Float[Array | np.ndarray, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h w c"]:
-        """Returns images in [-1, 1] from their best latents, or from a draw with `key`."""
+        """Returns reconstructions in [-1, 1] from the best latents, or from a draw with `key`."""
         return self._reconstruct(params["autoencoder"], jnp.asarray(images), key)
 
     @functools.cached_property
@@ -191,7 +188,7 @@ class Autoencoding(Generic[N]):
 
     @property
     def _numbers(self) -> int:
-        """N, the numbers in an image."""
+        """N, the number of elements of an image."""
         return math.prod(self.shape)
 
     def _make_discriminator(self, key: Array) -> PatchDiscriminator:
@@ -205,7 +202,7 @@ class Autoencoding(Generic[N]):
     def _likelihood(
         self, params: Params, frozen: Mapping[str, Params], images: Array, made: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns (1) and its parts."""
+        """Returns (1) and its terms."""
         total = reconstruction = jnp.mean(jnp.abs(images - made))
         metrics = {"reconstruction": reconstruction}
         if self.perceptual is not None and self.perceptual_weight:
@@ -228,7 +225,7 @@ class Autoencoding(Generic[N]):
         hidden: Array,
         made: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns what the adversarial game adds to the loss, and its parts."""
+        """Returns the adversarial part of the loss, and its terms."""
         judge = bind(self.discriminator, params["discriminator"])
         constant = jax.lax.stop_gradient
         still = bind(self.discriminator, constant(params["discriminator"]))
@@ -256,11 +253,11 @@ def balance(
     """Returns r of (3), a constant in [0, 10,000].
 
     Args:
-      kernel: Of the last convolution.
+      kernel: Kernel of the last convolution.
       features: Its input.
-      made: What it made of them, with its bias.
-      likelihood: (1) as a function of what was made.
-      fooling: g as a function of the same.
+      made: Its output, bias included.
+      likelihood: (1) as a function of the output.
+      fooling: g as a function of the output.
     """
     kernel, features, made = jax.lax.stop_gradient((kernel, features, made))
     _, pull = jax.vjp(lambda kernel: convolve(features, kernel), kernel)

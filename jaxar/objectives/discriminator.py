@@ -1,4 +1,4 @@
-"""The discriminator of adversarial autoencoders and the losses of the two players."""
+"""The discriminator of adversarial autoencoders, and the adversarial losses."""
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ PADDING = ((1, 1), (1, 1))
 
 
 def small_normal(key: Array, inputs: int, outputs: int) -> Array:
-    """Returns a kernel from N(0, 0.02^2) and below it a bias of zero: (inputs + 1, outputs)."""
+    """Returns (inputs + 1, outputs): a kernel from N(0, 0.02^2), and a last row of zero biases."""
     return jnp.pad(0.02 * jax.random.normal(key, (inputs, outputs)), ((0, 1), (0, 0)))
 
 
 class PatchDiscriminator(Module):
-    """A logit for each of many overlapping patches of an image: above 0 for real.
+    """PatchGAN: a logit for each overlapping patch of an image, above 0 for real.
 
-    The release normalises over the batch; here group norm keeps an example's logits free of the
-    batch and of the devices it is spread over.
+    The release uses batch norm; group norm makes an example's logits independent of the batch and
+    of the devices it is sharded over.
     Source: CompVis/taming-transformers taming/modules/discriminator/model.py `NLayerDiscriminator`;
     arXiv 1611.07004.
     """
@@ -30,9 +30,9 @@ class PatchDiscriminator(Module):
         """Makes `layers` convolutions that halve the image, and two that do not.
 
         Args:
-          channels: Of an image.
-          width: Of the first layer; each of the next is twice as wide, up to 8 times `width`.
-          layers: How often the image is halved.
+          channels: Channels of an image.
+          width: Channels of the first layer; each next one has twice as many, up to 8 x `width`.
+          layers: How many times the image is halved.
           key: Randomness of the initial values.
         """
         first, last, *keys = jax.random.split(key, 2 + layers)
@@ -66,12 +66,12 @@ class PatchDiscriminator(Module):
 
 
 def generator_loss(made: Float[Array, "..."]) -> Float[Array, ""]:
-    """Returns minus the mean logit of what was made: low where it is taken for real."""
+    """Returns minus the mean logit of generated images: low where they are classified as real."""
     return -jnp.mean(made)
 
 
 def discriminator_loss(real: Float[Array, "..."], made: Float[Array, "..."]) -> Float[Array, ""]:
-    """Returns the hinge loss of the logits of real and of made images: 1 where all are 0."""
+    """Returns the hinge loss of the logits of real and generated images; 1 if all are 0."""
     return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + made)))
 
 

@@ -1,4 +1,4 @@
-"""The distance of images as a feature network sees them."""
+"""The perceptual distance of images: the distance of their features in a frozen network."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -10,33 +10,33 @@ from jaxar.core.task import Frozen
 from jaxar.typing import Array, Float, Params
 
 Features = Callable[[Array], Sequence[Array]]
-"""features(images in [-1, 1]) -> maps, each (b, h, w, c), of any network with frozen weights."""
+"""features(images in [-1, 1]) -> feature maps (b, h, w, c) of a frozen network."""
 
 
 @runtime_checkable
 class PerceptualNetwork(Protocol):
-    """A frozen network whose maps of two images are compared."""
+    """A frozen network whose feature maps of two images are compared."""
 
     @property
     def frozen(self) -> Frozen:
-        """Its shapes, and who reads the file of its weights."""
+        """Its parameter shapes, and the reader of its weights file."""
         ...
 
     def maps(self, params: Params, images: Float[Array, "b h w c"]) -> Sequence[Array]:
-        """Returns maps, each (b, h, w, c), of images in [-1, 1]."""
+        """Returns feature maps, each (b, h, w, c), of images in [-1, 1]."""
         ...
 
 
 def no_features() -> None:
-    """Returns no feature network: images are compared by their pixels alone."""
+    """Returns None, for no feature network: images are compared by pixels only."""
 
 
 def perceptual_distance(
     features: Features, a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]
 ) -> Float[Array, " b"]:
-    """Returns the mean over maps and places of the squared distance of unit features, in [0, 4].
+    """Returns the squared distance of unit features, averaged over maps and positions, in [0, 4].
 
-    LPIPS without its learned weights of channels, and with a mean over maps for its sum.
+    This is LPIPS without the learned channel weights, and with a mean over maps in place of a sum.
     Source: arXiv 1801.03924, equation 1.
     """
     pairs = zip(features(a), features(b), strict=True)
@@ -44,7 +44,7 @@ def perceptual_distance(
 
 
 def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Returns features of length one at each place; nothing stays nothing."""
+    """Returns features of unit length at each position; zero vectors stay zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-10)
 

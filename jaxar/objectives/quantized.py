@@ -2,8 +2,8 @@
 
     bottleneck = N quantization_weight quantization                                    (1)
 
-N is the number of numbers in an image and "quantization" the quantizer's own loss, a mean: see
-`tokenizers.residual` and `autoencoder` for the rest.
+N is the number of elements of an image and "quantization" the quantizer's own loss, a mean (see
+`tokenizers.quantizers.residual`). `autoencoder` has the rest of the loss.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from jaxar.typing import Array, Params
 class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
     """A VQ autoencoder and its losses.
 
-    Metrics are "quantization", and for level k from 1 on "usage_k", the share of the vocabulary in
-    the batch, and "perplexity_k".
+    Metrics are "quantization" and, for levels k = 1, 2, ..., "usage_k", the fraction of the
+    vocabulary used in the batch, and "perplexity_k".
 
     Attributes:
-      quantization_weight: Of the quantizer's loss beside the mean absolute difference.
-      level_dropout: Share of examples that are decoded from their first levels alone, as many as a
-        fair die says: then each level adds what it can, and coarse ones learn to say more.
+      quantization_weight: Weight of the quantizer's loss relative to the mean absolute difference.
+      level_dropout: Fraction of examples decoded from their first levels only. Their number of
+        levels is uniform, so coarse levels learn to carry more.
         Source: quantizer dropout of SoundStream, arXiv 2107.03312.
     """
 
@@ -36,13 +36,13 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
     level_dropout: float = 0.0
 
     def require_fits(self) -> None:
-        """Returns None if images of `shape` are for the network; else raises ValueError."""
+        """Raises ValueError unless images of `shape` fit the network."""
         self.network.require_fits(self.shape)
 
     def compress(
         self, network: VQAutoencoder, images: Array, draw: Array, encode: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        """Returns the quantized map with a gradient straight through, (1), and the use of codes."""
+        """Returns the quantized map with a straight-through gradient, (1), and code usage."""
         features = network.features(images, encode)
         codes, quantized, loss = network.quantizer.quantize(
             features, self._levels(network, draw, len(images))
@@ -56,7 +56,7 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
         return quantized, self._numbers * self.quantization_weight * loss, metrics
 
     def _levels(self, network: VQAutoencoder, key: Array, batch: int) -> Array | None:
-        """Returns how many levels each example is decoded from, or None for all."""
+        """Returns the number of levels each example is decoded from, or None for all."""
         if not self.level_dropout:
             return None
         which, few = jax.random.split(key)
@@ -65,16 +65,16 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
         return jnp.where(drop, jax.random.randint(few, (batch,), 1, levels + 1), levels)
 
     def latents(self, network: VQAutoencoder, images: Array, key: Array | None) -> Array:
-        """Returns what the codes of images stand for; nothing is drawn."""
+        """Returns the quantized map of the images; `key` is not used."""
         return network.quantizer.decode(network.encode(images))
 
     def settle(self, params: Params, seen: Array | None, key: Array) -> Params:
-        """Returns the parameters with a codebook that is an average, and with dead codes restarted.
+        """Returns the parameters with the averaged codebook updated and dead codes restarted.
 
         Args:
-          params: After the optimiser's update.
-          seen: The features of the batch, or None where the quantizer does not settle.
-          key: That of the loss.
+          params: Parameters after the optimiser's update.
+          seen: Features of the batch, or None if the quantizer does not settle.
+          key: The key that the loss used.
         """
         if seen is None:
             return params

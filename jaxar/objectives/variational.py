@@ -2,7 +2,7 @@
 
     bottleneck = kl_weight KL                                                          (1)
 
-KL sums over the numbers of an image's latents. See `autoencoder` for the rest of the loss.
+KL sums over all elements of an image's latents. `autoencoder` has the rest of the loss.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ class VariationalAutoencoding(Autoencoding[KLAutoencoder]):
     """A KL autoencoder and its losses; the metric "kl" is in nats an image.
 
     Attributes:
-      kl_weight: Of the divergence, 1e-6 in the release.
+      kl_weight: Weight of the divergence, 1e-6 in the release.
     """
 
     kl_weight: float = 1e-6
 
     def require_fits(self) -> None:
-        """Returns None if images of `shape` are for the network; else raises ValueError."""
+        """Raises ValueError unless images of `shape` fit the network."""
         self.network.latents(self.shape)
 
     def compress(
         self, network: KLAutoencoder, images: Array, draw: Array, encode: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        """Returns latents drawn from their posterior, (1), and the divergence."""
+        """Returns latents drawn from the posterior, (1), and the divergence."""
         moments = network.moments(images, encode)
         divergence = jnp.mean(posterior.divergence(moments))
         latents = posterior.sample(moments, draw)

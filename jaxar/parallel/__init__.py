@@ -1,1 +1,1 @@
-"""Devices: which axis of an array goes where, the mesh, and several processes."""
+"""Devices: the mesh, the sharding of array axes over it, and several processes."""

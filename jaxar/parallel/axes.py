@@ -1,16 +1,16 @@
-"""What the axes of arrays mean on a mesh: one table for the parameters of all systems.
+"""Logical axes of arrays and how a mesh shards them: one table for the parameters of all systems.
 
-Parameters and activations speak of logical axes; `LOGICAL` maps these to axes of the mesh. A row of
+Parameters and activations have logical axes; `LOGICAL` maps these to axes of the mesh. A row of
 `RULES` is matched at the END of a tree path and padded on the left, so parameters, averages and
-Adam's moments, stacked over layers or not, all match the same row; the first row that fits counts.
+Adam's moments, stacked over layers or not, all match the same row. The first matching row is used.
 
-    embed   the width of the model, shared out over fsdp: gathered where it is used
+    embed   the width of the model, sharded over fsdp: gathered where it is used
     heads   attention heads, over tensor
     mlp     inner units of an MLP, over tensor
     batch   examples, over slices, data and fsdp
 
-Networks do not know a mesh. `hold` and `gathered` read the one in use while a program is traced
-(`jax.set_mesh`), and change nothing where there is none.
+Networks know no mesh. While a program is traced, `hold` and `gathered` read the mesh in use
+(`jax.set_mesh`); without one they change nothing.
 """
 
 import functools
@@ -52,12 +52,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("down/kernel", ("mlp", "embed")),
     ("logits/kernel", ("embed", None)),
     ("predict/kernel", ("embed", None)),
-    ("kernel", ("embed",)),  # any other map, a convolution too: by what comes out
+    ("kernel", ("embed",)),  # any other linear map or convolution: by its output axis
     ("table", ("embed",)),
 )
 
 GATHERED = "gathered"
-"""Name of parameters that were gathered: not kept for the backward pass, but gathered anew."""
+"""Name of gathered parameters, which the backward pass gathers again instead of storing them."""
 
 
 def names(path: str, rank: int) -> tuple[str | None, ...]:
@@ -69,10 +69,10 @@ def names(path: str, rank: int) -> tuple[str | None, ...]:
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """Returns how a parameter is shared out over a mesh of these sizes.
+    """Returns how a parameter is sharded over a mesh of these sizes.
 
-    An axis whose size its part of the mesh does not divide is held whole: the inner width of
-    xAR-H's MLP is 3,413, a prime.
+    An axis that its mesh axes do not divide is replicated: the inner width of xAR-H's MLP is 3,413,
+    a prime.
     """
     return _spec(names(path, len(shape)), shape, sizes)
 
@@ -88,12 +88,12 @@ def lengths(tree: Any, logical: str) -> set[int]:
 
 
 def hold(x: Array, *logical: Any) -> Array:
-    """Returns x, shared out by its logical axes over the mesh in use; x where there is none.
+    """Returns x, sharded by its logical axes over the mesh in use; x itself without a mesh.
 
     Args:
       x: Activations.
-      *logical: Names of its first axes; the others are whole. After `...`, of its last axes; the
-        compiler decides about the others.
+      *logical: Names of its first axes; the others are replicated. After `...`, names of its last
+        axes; the compiler chooses the others.
     """
     sizes = _sizes()
     if not sizes:
@@ -110,7 +110,7 @@ def hold(x: Array, *logical: Any) -> Array:
 
 
 def placed(tree: Any) -> Any:
-    """Returns a tree of parameters, or of their gradients, shared out over the mesh in use."""
+    """Returns a tree of parameters, or of their gradients, sharded over the mesh in use."""
     sizes = _sizes()
     if not sizes:
         return tree
@@ -122,19 +122,19 @@ def placed(tree: Any) -> Any:
 
 
 def gathers() -> bool:
-    """Returns whether the mesh in use shares parameters out over fsdp."""
+    """Returns whether the mesh in use shards parameters over fsdp."""
     return _sizes().get("fsdp", 1) > 1
 
 
 def gathered(params: Any, dtype: Any = None, spared: tuple[str, ...] = ()) -> Any:
-    """Returns parameters whole over fsdp, as they are used; their gradients are shared out again.
+    """Returns parameters gathered over fsdp for use; their gradients are sharded again.
 
-    Without this the compiler may share out activations instead, which are far larger.
+    Without this the compiler may gather activations instead, which are far larger.
 
     Args:
-      params: Tree of parameters, of one layer for instance.
-      dtype: What kernels are used in: half the bytes travel where it is bfloat16.
-      spared: Beginnings of paths that stay as they are.
+      params: Tree of parameters, for instance those of one layer.
+      dtype: Dtype in which kernels are gathered; bfloat16 halves the communication.
+      spared: Prefixes of paths that stay unchanged.
     """
     if not gathers():
         return params
@@ -168,10 +168,10 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def platform() -> str:
-    """Returns what a program is traced for: "cpu", "gpu" or "tpu".
+    """Returns the platform that a program is traced for: "cpu", "gpu" or "tpu".
 
-    The devices of the mesh in use need not be of this machine: programs are compiled for TPUs on
-    CPUs. Where there is no mesh, it is JAX's default.
+    The devices of the mesh in use need not be on this machine: programs are compiled for TPUs on
+    CPUs. Without a mesh, it is JAX's default platform.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -183,17 +183,17 @@ def in_parts(
     logical: tuple[str | None, ...],
     whole: tuple[Array, ...],
 ) -> Array:
-    """Returns function(first, *parted, *whole), where every device sees its parts alone.
+    """Returns function(first, *parted, *whole), run on each device's shards.
 
-    The compiler does not look into kernels: it would gather what they take.
+    The compiler cannot shard a kernel: it would gather the kernel's inputs.
 
     Args:
-      function: Its `first` is (axes,) uint32: how many elements stand before the part along each
-        of the `logical` axes. It returns an array that is parted as the first of `parted`.
-      parted: Arrays that are shared out by the same axes; more axes than the first has come before
-        those, and are whole.
-      logical: Names of their first axes.
-      whole: Arrays that every device has whole.
+      function: Its `first`, (axes,) uint32, is the offset of the shard along each of the `logical`
+        axes. It returns an array that is sharded like the first of `parted`.
+      parted: Arrays sharded by the same axes. Those with more axes than the first array have the
+        extra ones in front, replicated.
+      logical: Names of the first axes of the first array.
+      whole: Arrays that are replicated on every device.
     """
     sizes, (lead, *_) = _sizes(), parted
     padded = logical + (None,) * (lead.ndim - len(logical))
@@ -216,7 +216,7 @@ def in_parts(
 
 
 def _sizes() -> dict[str, int]:
-    """Returns the sizes of the mesh in use; none where there is none, or one device."""
+    """Returns the sizes of the mesh in use; empty without a mesh or with one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return {} if mesh.empty or mesh.size == 1 else dict(mesh.shape)
 
@@ -224,7 +224,7 @@ def _sizes() -> dict[str, int]:
 def _spec(
     logical: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
 ) -> PartitionSpec:
-    """Returns the axes of the mesh for logical ones; those that do not divide are left out."""
+    """Returns the mesh axes for logical axes; those that do not divide the size are left out."""
     found: list[Any] = []
     for name, size in zip(logical, shape, strict=True):
         there = [axis for axis in LOGICAL.get(name or "", ()) if sizes.get(axis, 1) > 1]

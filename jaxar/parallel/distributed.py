@@ -1,15 +1,15 @@
-"""Many processes: how they find each other, who speaks and writes, and how they end together.
+"""Several processes: how they find each other, which one prints and writes, and how they end.
 
-The engine is JAX's own multi-controller runtime: every process runs the same program over its own
-devices. One process is all there is unless flags or the environment say otherwise (`launch`).
+They use JAX's multi-controller runtime: every process runs the same program over its own devices.
+There is one process unless flags or the environment say otherwise (`launch`).
 
-How a job ends:
+Exit codes of a job:
 
     0     done
-    2     bad input: one sentence says what
-    42    stopped by SIGTERM or SIGINT with its state saved; the same command goes on
-    43    stalled: no step for too long, another process died or hangs; the same command goes on
-    134   JAX ended the process because another one died (SIGABRT; its text says which)
+    2     bad input, named in one sentence
+    42    stopped by SIGTERM or SIGINT, the state is saved; the same command resumes
+    43    stalled: no step for too long, another process died or hangs; the same command resumes
+    134   JAX ended the process because another one died (SIGABRT; its message says which)
 """
 
 import contextlib
@@ -33,13 +33,13 @@ INTERRUPTED = 42
 STALLED = 43
 
 PATIENCE = 300.0
-"""Seconds without a step after which a process of several gives up."""
+"""Seconds without a step after which one of several processes gives up."""
 
 HEARTBEAT = 100
 """Seconds without a sign of life from a process after which JAX ends the others."""
 
 SLOW = 10
-"""Factor on the patience where something slow is going on: a first step, a picture, a save."""
+"""Factor on the patience during slow work: a first step, a picture, a save."""
 
 _COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
@@ -48,14 +48,14 @@ _patience = PATIENCE
 
 
 class Launch(NamedTuple):
-    """How a process finds the others; what is None, JAX finds out by itself.
+    """How a process finds the others; JAX determines the fields that are None.
 
     Attributes:
-      how: What said so, for messages.
+      how: Name of the mechanism, for messages.
       coordinator: "host:port" of process 0.
-      processes: How many there are.
-      process: Number of this one.
-      devices: Numbers of this host's GPUs that are this process's; all, or as JAX decides.
+      processes: Number of processes.
+      process: Index of this process.
+      devices: Indices of the host's GPUs that belong to this process.
     """
 
     how: str
@@ -73,21 +73,21 @@ def launch(
     process: int | None = None,
     tpu: bool = False,
 ) -> Launch | None:
-    """Returns how this process is to join others, or None where it is alone.
+    """Returns how this process joins others, or None if it is alone.
 
-    The first that is there counts: the flags or JAX_COORDINATOR_ADDRESS, with the number of
-    processes and of this one from flags, JAX_NUM_PROCESSES and JAX_PROCESS_ID, SLURM, Open MPI or a
-    Kubernetes Job (JOB_COMPLETION_INDEX); a SLURM step of several tasks; Open MPI; a TPU host.
+    The first one found is used: the flags or JAX_COORDINATOR_ADDRESS, with process count and index
+    from flags, JAX_NUM_PROCESSES and JAX_PROCESS_ID, SLURM, Open MPI or a Kubernetes Job
+    (JOB_COMPLETION_INDEX); a SLURM step of several tasks; Open MPI; a TPU host.
 
     Args:
-      environment: Variables of the process.
+      environment: Environment variables of the process.
       coordinator: "host:port" of process 0, from the flags.
-      processes: From the flags.
-      process: From the flags.
-      tpu: Whether this is a host of TPUs.
+      processes: Number of processes, from the flags.
+      process: Index of this process, from the flags.
+      tpu: Whether this is a TPU host.
 
     Raises:
-      ConfigError: a coordinator is named but not how many processes there are, or the reverse.
+      ConfigError: a coordinator is given without the number of processes, or the reverse.
     """
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
@@ -96,14 +96,14 @@ def launch(
         if processes is None or process is None or not 0 <= process < processes:
             raise ConfigError(
                 f"With a coordinator, {coordinator}, a process needs the number of processes and "
-                f"its own, from 0 on, not {processes} and {process}: give --processes and "
+                f"its own index, from 0 on, not {processes} and {process}: give --processes and "
                 "--process_id, or JAX_NUM_PROCESSES and JAX_PROCESS_ID."
             )
         return Launch("coordinator", coordinator, processes, process, _local(environment))
     if processes is not None or process is not None:
         raise ConfigError(
             "--processes and --process_id need --coordinator=HOST:PORT, an address of process 0 "
-            "that the others reach."
+            "that the others can reach."
         )
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
         return Launch("slurm", devices=_local(environment))
@@ -125,18 +125,18 @@ def start(
     patience: float = PATIENCE,
     stoppable: bool = False,
 ) -> None:
-    """Joins the other processes, where there are any; before anything else touches a device.
+    """Joins the other processes, if there are any. Call it before anything uses a device.
 
     Args:
       coordinator: See `launch`.
       processes: See `launch`.
       process: See `launch`.
-      patience: Seconds without a step after which this process gives up, and in which others must
-        have come.
-      stoppable: Whether SIGTERM is for `asked_to_stop` instead of ending the process.
+      patience: Seconds without a step after which this process gives up; also how long it waits
+        for the others to join.
+      stoppable: Whether SIGTERM is reported by `asked_to_stop` instead of ending the process.
 
     Raises:
-      ConfigError: it does not know how, or the others do not come.
+      ConfigError: the flags are incomplete, or the others do not join.
     """
     global _patience
     _patience = patience
@@ -159,7 +159,7 @@ def start(
         )
     except (ValueError, RuntimeError) as error:
         if found.how == "tpu" and "coordinator_address" in str(error):
-            return  # one host of TPUs that belongs to no pod
+            return  # a single TPU host that belongs to no pod
         raise ConfigError(
             f"The processes of this job did not find each other ({found.how}): {error}"
         ) from error
@@ -174,12 +174,12 @@ def many() -> bool:
 
 
 def first() -> bool:
-    """Returns whether this is the process that speaks, and writes what is written once."""
+    """Returns whether this is process 0, which prints and writes what is written once."""
     return jax.process_index() == 0
 
 
 def meet(place: str) -> None:
-    """Returns when all processes have come to this place."""
+    """Waits until all processes have reached this point; `place` names it."""
     if many():
         from jax.experimental import multihost_utils
 
@@ -187,7 +187,7 @@ def meet(place: str) -> None:
 
 
 def told(value: np.ndarray) -> np.ndarray:
-    """Returns the value that process 0 has; all have one of the same shape."""
+    """Returns the value of process 0; the values of all have the same shape."""
     if not many():
         return value
     from jax.experimental import multihost_utils
@@ -196,7 +196,7 @@ def told(value: np.ndarray) -> np.ndarray:
 
 
 def gathered(array: Any) -> np.ndarray:
-    """Returns a whole array on the host, of which other processes may hold parts; all must ask."""
+    """Returns a whole array on the host, gathered from all processes; all must call it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils
@@ -205,10 +205,10 @@ def gathered(array: Any) -> np.ndarray:
 
 
 def asked_to_stop(step: int) -> bool:
-    """Returns whether some process was sent SIGTERM, at the same step in all of them.
+    """Returns whether any process was sent SIGTERM, at the same step in all of them.
 
-    All must ask after every step. Nothing waits for a device here: a process that hears of it tells
-    the others, and they agree on a step that none of them has reached.
+    All must call it after every step. It does not wait for a device: a process that gets the signal
+    tells the others, and they agree on a step that none of them has reached.
     """
     from jax.experimental import multihost_utils
 
@@ -216,7 +216,7 @@ def asked_to_stop(step: int) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process at once: the others would be waited for, and may never come."""
+    """Ends this process at once: a normal exit waits for the others, which may never come."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -224,9 +224,9 @@ def leave(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends this process where an error ends the block, without waiting for the others.
+    """Ends this process if the block raises, without waiting for the others.
 
-    They learn of it when its heartbeat stops, or from their own error.
+    They notice when its heartbeat stops, or by their own error.
     """
     try:
         yield
@@ -243,19 +243,19 @@ def ending_together() -> Iterator[None]:
         if not many():
             raise
         traceback.print_exc()
-        print(f"process {jax.process_index()} ends by the error above", file=sys.stderr)
+        print(f"process {jax.process_index()} ends with the error above", file=sys.stderr)
         leave(1)
 
 
 class Watchdog:
-    """Ends this process when nothing has moved for too long, where there are others to wait for.
+    """Ends one of several processes if it makes no progress for too long.
 
-    A process that dies is found by JAX's heartbeat. One that lives and hangs, in its data or its
-    disk, is not: the others would wait in their next collective for ever.
+    JAX's heartbeat detects a process that dies, but not one that hangs on its data or its disk: the
+    others would wait in their next collective for ever.
     """
 
     def __init__(self, what: str, *, seconds: float | None = None):
-        """Watches `what`; `seconds` is the patience of `start`, or none in a process alone."""
+        """Watches `what`; `seconds` defaults to the patience of `start`, or off if alone."""
         self._what = what
         self._seconds = seconds if seconds is not None else (_patience if many() else 0)
         self._limit = self._seconds * SLOW
@@ -271,12 +271,12 @@ class Watchdog:
         self._over.set()
 
     def beat(self, where: str) -> None:
-        """Takes note that work has come to `where`."""
+        """Records that work has reached `where`."""
         self._last, self._moved, self._limit = where, time.monotonic(), self._seconds
 
     @contextlib.contextmanager
     def slow(self) -> Iterator[None]:
-        """Has more patience inside the block, and with what comes next."""
+        """Extends the patience inside the block, and up to the next `beat`."""
         self._limit = self._seconds * SLOW
         yield
         self._moved = time.monotonic()
@@ -288,8 +288,8 @@ class Watchdog:
                 print(
                     f"\nstalled: {self._what} has not moved for {waited:.0f} s after {self._last} "
                     f"in process {jax.process_index()} of {jax.process_count()}: another process "
-                    "died or hangs, or this one does. Start the job again: it goes on from its "
-                    "newest checkpoint. What was going on here:",
+                    "died or hangs, or this one does. Start the job again: it resumes from its "
+                    "newest checkpoint. The stacks of this process:",
                     file=sys.stderr,
                 )
                 faulthandler.dump_traceback(all_threads=True)
@@ -299,16 +299,16 @@ class Watchdog:
 def _number(
     given: int | None, environment: Mapping[str, str], names: tuple[str, ...]
 ) -> int | None:
-    """Returns what was given, or the first of some variables that is set."""
+    """Returns the given value, or else that of the first variable that is set."""
     if given is not None:
         return given
     return next((int(environment[name]) for name in names if name in environment), None)
 
 
 def _local(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Returns the GPUs of a task that has its host to itself, or shares it with others.
+    """Returns the indices of the GPUs of this task, or None to let JAX decide.
 
-    JAX gives every SLURM task the one GPU of its local number, also where there is one task a host.
+    JAX gives every SLURM task the one GPU of its local index, even with one task per host.
     """
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     if tasks.split("(")[0] == "1" and "SLURM_GPUS_ON_NODE" in environment:

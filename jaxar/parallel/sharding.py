@@ -1,7 +1,7 @@
-"""Where arrays live: the mesh, and how the table of `axes` shares a tree out over it.
+"""The mesh, and the sharding of trees over it by the table of `axes`.
 
 The mesh has four axes, the slowest network first: slices (TPU slices, joined by the data-centre
-network), data, fsdp and tensor. A batch is shared out over the first three.
+network), data, fsdp and tensor. A batch is sharded over the first three.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +19,16 @@ from jaxar.tree import paths
 
 
 def mesh_sizes(sizes: Any, devices: int, *, whole: bool = False) -> dict[str, int]:
-    """Returns the size of every axis of a mesh; one may be given as -1: all devices left.
+    """Returns the size of every axis of a mesh; one may be given as -1, for all remaining devices.
 
     Args:
-      sizes: Sizes by axis, those of `config.mesh`; an axis that is not there has size 1.
-      devices: How many there are.
-      whole: Whether every device must have a place.
+      sizes: Sizes by axis, as in `config.mesh`; a missing axis has size 1.
+      devices: Number of devices.
+      whole: Whether every device must be used.
 
     Raises:
       ValueError: the sizes need more devices than there are, do not divide them, or leave some
-        out; names sizes that would work.
+        out. The message names sizes that work.
     """
     given = {axis: int(sizes.get(axis, 1)) for axis in MESH_AXES}
     fixed = int(np.prod([size for size in given.values() if size != -1]))
@@ -42,23 +42,23 @@ def mesh_sizes(sizes: Any, devices: int, *, whole: bool = False) -> dict[str, in
         return {axis: devices // fixed if size == -1 else size for axis, size in given.items()}
     if fixed > devices or (whole and fixed < devices):
         raise ValueError(
-            f"config.mesh ({text}) is made of {fixed} devices, there are {devices}; "
+            f"config.mesh ({text}) needs {fixed} devices, there are {devices}; "
             f"{_advice(given, devices)}."
         )
     return given
 
 
 def make_mesh(sizes: Any, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of sizes by axis name.
+    """Returns the mesh with the given sizes by axis name.
 
-    Within a slice, devices that are neighbours on an inner axis are neighbours in the slice.
+    Within a slice, neighbours on an inner axis are neighbours in the slice.
 
     Args:
       sizes: See `mesh_sizes`.
-      devices: What to make it of; all there are by default.
+      devices: Devices of the mesh; all devices by default.
 
     Raises:
-      ValueError: see `mesh_sizes`; or the devices are not of as many slices.
+      ValueError: see `mesh_sizes`; or the devices belong to another number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     many = len({device.process_index for device in devices}) > 1
@@ -69,28 +69,28 @@ def make_mesh(sizes: Any, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def own_mesh() -> Mesh:
-    """Returns the mesh of this process's devices alone, for work that processes share out."""
+    """Returns a mesh of this process's devices only, for work divided among processes."""
     return make_mesh({"data": -1}, jax.local_devices())
 
 
 def batch_parts(mesh: Mesh | Mapping[str, int]) -> int:
-    """Returns into how many parts a batch is split; takes a mesh or its sizes."""
+    """Returns the number of parts a batch is split into; takes a mesh or its sizes."""
     shape = mesh.shape if isinstance(mesh, Mesh) else mesh
     return int(np.prod([shape.get(axis, 1) for axis in BATCH]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of anything whose first axis is the batch."""
+    """Returns the sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree's shardings by the table; what no row names is held whole."""
+    """Returns the tree's shardings by the table; leaves that match no row are replicated."""
     found = [
         NamedSharding(mesh, axes.spec(path, leaf.shape, mesh.shape))
         for path, leaf in paths(tree).items()
@@ -101,8 +101,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def place(tree: Any, mesh: Mesh) -> Any:
     """Returns a tree of host arrays on the devices of the mesh, sharded by the table.
 
-    On a CPU the memory is taken over where its alignment allows that: the host arrays must not be
-    changed any more.
+    On a CPU the memory is reused if its alignment allows it: do not change the host arrays
+    afterwards.
     """
     return put(tree, shardings(tree, mesh))
 
@@ -112,7 +112,7 @@ def put(tree: Any, places: Any) -> Any:
 
     Args:
       tree: Host arrays.
-      places: Their shardings, a tree of the same form or one for all.
+      places: Their shardings: a tree of the same structure, or one for all.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, places, may_alias=True)
@@ -122,7 +122,7 @@ def put(tree: Any, places: Any) -> Any:
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns the rows of a batch that this process's devices hold, in rising order.
+    """Returns the rows of a batch that this process's devices hold, in ascending order.
 
     Processes that differ only in `tensor` hold the same rows.
     """
@@ -159,12 +159,12 @@ def _put(value: Any, where: NamedSharding) -> jax.Array:
 
 
 def _arranged(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """Returns devices in the shape of the mesh; slices and hosts are told apart by the devices."""
+    """Returns devices in the shape of the mesh; the devices' attributes tell slices apart."""
     shape, slices = tuple(sizes.values()), sizes["slices"]
     found = len({getattr(device, "slice_index", 0) for device in devices})
     if found != slices and found > 1:
         raise ValueError(
-            f"config.mesh.slices={slices}, but the devices are of {found} slices: set "
+            f"config.mesh.slices={slices}, but the devices belong to {found} slices: set "
             f"--config.mesh.slices={found}."
         )
     if found > 1:
@@ -172,14 +172,14 @@ def _arranged(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
         return mesh_utils.create_hybrid_device_mesh(
             inner, outer, devices=devices, allow_split_physical_axes=True
         )
-    if slices > 1:  # nothing tells them apart: groups of processes, or of simulated devices
+    if slices > 1:  # devices without a slice index: groups of processes, or simulated devices
         return np.asarray(devices).reshape(shape)
     # An fsdp of 8 is half of a row of a 16 x 16 torus.
     return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
 
 
 def _advice(given: dict[str, int], devices: int) -> str:
-    """Returns what to set instead: for one axis, the sizes nearest to the given one."""
+    """Returns advice on what to set instead: for one axis, the sizes nearest to the given one."""
     advice = []
     for axis, size in given.items():
         if size == 1 and axis != "data":
@@ -198,12 +198,12 @@ def _advice(given: dict[str, int], devices: int) -> str:
 
 
 def divisors(number: int) -> list[int]:
-    """Returns all whole numbers that divide one."""
+    """Returns all divisors of a number."""
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def nearest(size: int, choices: Sequence[int]) -> list[int]:
-    """Returns the largest choice below a size, or it itself, and the smallest above it."""
+    """Returns the largest choice at or below a size, and the smallest above it."""
     below = [choice for choice in choices if choice <= size]
     above = [choice for choice in choices if choice > size]
     return below[-1:] + above[:1]

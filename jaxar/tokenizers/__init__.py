@@ -1,1 +1,1 @@
-"""Tokenizers: from what a data set holds to a grid of latents, and back."""
+"""Tokenizers: from the records of a data set to a grid of latents, and back."""

@@ -1,4 +1,4 @@
-"""What every tokenizer offers."""
+"""The `Tokenizer` protocol."""
 
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +8,7 @@ from jaxar.typing import Array, Float
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """From the data of a source to a grid of latents, and back."""
+    """Maps the data of a source to a grid of latents, and back."""
 
     def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
         """Returns the grid and the channels of the latents of data of `shape` = (h, w, c)."""
@@ -19,5 +19,5 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, latents: Float[Array, "b h2 w2 c2"]) -> Float[Array, "b h w c"]:
-        """Returns the data that the latents stand for."""
+        """Returns the data decoded from the latents."""
         ...

@@ -1,7 +1,7 @@
-"""The Gaussian that a variational autoencoder's encoder gives for each latent number.
+"""The diagonal Gaussian posterior of a variational autoencoder.
 
-Moments are mean and log-variance, one after the other along the channels, the log-variance as the
-encoder gives it; it is clipped to [-30, 20] wherever it is used.
+Moments are mean and log-variance, concatenated along the channels. They hold the encoder's raw
+log-variance; every function here clips it to [-30, 20].
 Source: LTH14/mar models/vae.py `DiagonalGaussianDistribution`.
 """
 

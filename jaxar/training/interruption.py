@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and SIGINT become a request that the loop asks about."""
+"""Stopping on request: SIGTERM and SIGINT set a flag that the loop reads."""
 
 import os
 import signal
@@ -8,10 +8,10 @@ from jaxar.parallel import distributed
 
 
 class Interruption:
-    """Turns the first SIGTERM or SIGINT into a request; a second one acts at once.
+    """Turns the first SIGTERM or SIGINT into a request to stop; a second one acts at once.
 
-    With several processes a request to any of them becomes one to all, at the same step; a second
-    one changes nothing then.
+    With several processes, a request to one of them stops all at the same step; a second signal
+    then changes nothing.
     """
 
     def __init__(self):
@@ -20,7 +20,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         shared = distributed.many()
-        # SIGTERM is then in the hands of JAX's preemption service, from the start of the process.
+        # JAX's preemption service then handles SIGTERM, from the start of the process.
         numbers = (signal.SIGINT,) if shared else (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
             try:
@@ -34,7 +34,7 @@ class Interruption:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def asked(self, step: int) -> bool:
-        """Returns whether to stop after this step; to be called after every step."""
+        """Returns whether to stop after this step. Call it after every step."""
         return distributed.asked_to_stop(step) if distributed.many() else self._asked
 
     def _ask(self, number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""The loop around the step: data in, state forward, checkpoints and pictures out."""
+"""The training loop: reads batches, updates the state, writes checkpoints and pictures."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +25,14 @@ from jaxar.training.step import compile_step, training_of
 from jaxar.typing import Params
 
 PATIENCE = 20
-"""So many skipped updates in a row, seen at a log interval, end a run."""
+"""Skipped updates in a row that end a run; counted at log intervals."""
 
 AHEAD = 8
-"""Steps that may wait for the device; more would only hold batches in memory."""
+"""Steps that may be queued on the device; more would only hold batches in memory."""
 
 
 class DivergedError(RuntimeError):
-    """One update after another was not finite."""
+    """Too many updates in a row were not finite."""
 
 
 def fit(
@@ -44,23 +44,23 @@ def fit(
     mesh: Mesh,
     preview: Callable[[Params, Params, int], None],
 ) -> TrainState:
-    """Returns the state after `config.steps` steps, beginning at the newest checkpoint.
+    """Returns the state after `config.steps` steps, starting from the newest checkpoint.
 
     Args:
-      system: What is trained.
+      system: Task to train.
       frozen: Parameters of its frozen networks, by name, on the devices.
       source: Training data, see `jaxar.data.source`.
       config: The whole config.
       workdir: Directory for checkpoints and metrics.
-      mesh: Devices.
+      mesh: Device mesh.
       preview: preview(params, ema, step) draws a picture; called every `config.sample.every`
         steps.
 
     Raises:
-      ConfigError: the checkpoint in `workdir` is of another model or of other data.
+      ConfigError: the checkpoint in `workdir` belongs to another model or to other data.
       DivergedError: `PATIENCE` updates in a row were not finite.
-      SystemExit: with code 42 after SIGTERM or SIGINT, when the state is saved; with several
-        processes in all of them, at the same step.
+      SystemExit: with code 42 after SIGTERM or SIGINT, once the state is saved; with several
+        processes, in all of them at the same step.
     """
     training = training_of(config, system)
     checkpoints = checkpoint.Checkpoints(
@@ -116,7 +116,7 @@ def fit(
                         checkpoints.wait()
             if stop and not last:
                 progress.interrupt()
-                say("stopped", f"step {now:,} is saved; the same command goes on from here")
+                say("stopped", f"step {now:,} is saved; the same command resumes from here")
                 raise SystemExit(distributed.INTERRUPTED)
             if config.sample.every and now % config.sample.every == 0 and not last:
                 progress.interrupt()
@@ -130,10 +130,10 @@ def fit(
 
 
 def _begin(training, seed, checkpoints, record, mesh) -> tuple[TrainState, int]:
-    """Returns the newest state there is, or the initial one, and its step.
+    """Returns the newest stored state and its step, or the initial state and 0.
 
-    Converted weights are the newest state until the first checkpoint of their training: parameters
-    and average begin there, all else as in a new run.
+    Converted weights count as the newest state until the first checkpoint: parameters and average
+    start from them, everything else as in a new run.
     """
     shapes = jax.eval_shape(training.init, jax.random.key(0))
     places = state_shardings(shapes, mesh, training.memory)
@@ -155,9 +155,9 @@ def _begin(training, seed, checkpoints, record, mesh) -> tuple[TrainState, int]:
 
 
 def _require_same(folder: Path, stored: Any, record: Any) -> None:
-    """Raises ConfigError where a run would go on with other data or another frozen network.
+    """Raises ConfigError if a run would continue with other data or another frozen network.
 
-    Runs of the first format do not say which frozen networks they had.
+    Runs of the first format do not record their frozen networks.
     """
     if stored["data"] != record["data"]:
         raise ConfigError(
@@ -174,7 +174,7 @@ def _require_same(folder: Path, stored: Any, record: Any) -> None:
 
 
 def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
-    """Returns the record of an interval from the metrics of its steps: means of each loss."""
+    """Returns the record of an interval: the mean of each loss over its steps, and the rest."""
     parts = [key for key in values[-1] if key not in ("loss", "gradient_norm", "skipped")]
     return {
         "step": step,
@@ -187,7 +187,7 @@ def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:
 
 
 def _finite_mean(values: list[Any]) -> float:
-    """Returns the mean of the finite ones of some numbers; not a number where there are none."""
+    """Returns the mean of the finite values, or NaN if there are none."""
     finite = [float(value) for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")
 
@@ -199,23 +199,23 @@ class _Skips:
         self._total, self._in_a_row = total, 0
 
     def count(self, updates: int, total: int, step: int) -> None:
-        """Takes an interval of `updates` after which `total` are skipped.
+        """Counts an interval of `updates` updates; `total` have been skipped since the start.
 
         Raises:
-          DivergedError: `PATIENCE` or more in a row.
+          DivergedError: `PATIENCE` or more were skipped in a row.
         """
         skipped, self._total = total - self._total, total
         self._in_a_row = self._in_a_row + updates if skipped == updates else 0
         if self._in_a_row >= PATIENCE:
             raise DivergedError(
                 f"The last {self._in_a_row} updates up to step {step} were not finite and were "
-                "skipped: look at the data, or begin anew in another --workdir with a lower "
+                "skipped: check the data, or start again in another --workdir with a lower "
                 "config.optimizer.base_learning_rate or config.model.dtype=float32."
             )
 
 
 class _Waiting:
-    """An iterator that counts the seconds its reader waits."""
+    """An iterator that measures how long its consumer waits, in seconds."""
 
     def __init__(self, items: Iterator[Any]):
         self._items, self._seconds = items, 0.0

@@ -1,8 +1,8 @@
-"""What a training step keeps and in which precision: the levers between memory, time and numbers.
+"""What a training step stores and in which precision: memory against time and accuracy.
 
-bfloat16 has 8 significant bits. An average that goes 1/10,000 of the way to its parameters would
-stand still if it were rounded to the nearest of them, so what is kept in bfloat16 is rounded up or
-down at random, such that the mean is exact (stochastic rounding, arXiv 2010.06192).
+bfloat16 has 8 significant bits. An average that moves 1/10,000 of the way to its parameters would
+stand still if it were rounded to nearest. So what is stored in bfloat16 is rounded up or down at
+random, with the exact value as its mean (stochastic rounding, arXiv 2010.06192).
 """
 
 import contextlib
@@ -24,11 +24,11 @@ class Memory:
     """How a step spends memory; the fields of `config.memory`.
 
     Attributes:
-      accumulate: Parts into which a batch is cut; their gradients are added one after the other.
-        What a step holds between forward and backward pass is that of one part.
+      accumulate: Parts a batch is split into; their gradients are added one after the other.
+        A step then holds the activations of one part only.
       moments: Dtype of Adam's moments between steps, "float32" or "bfloat16".
-      ema: Dtype of the averaged parameters between steps, the same.
-      offload_ema: Whether these wait in the host's memory, and visit the device once a step.
+      ema: Dtype of the averaged parameters between steps, "float32" or "bfloat16".
+      offload_ema: Whether these stay in host memory and are copied to the device once a step.
     """
 
     accumulate: int = 1
@@ -41,10 +41,10 @@ PLAIN = Memory()
 
 
 def narrowed(tree: Any, dtype: str, key: Array) -> Any:
-    """Returns a tree whose float32 arrays are kept in `dtype`, rounded at random.
+    """Returns a tree with its float32 arrays stored in `dtype`, rounded at random.
 
     Args:
-      tree: Arrays; those of whole numbers stay.
+      tree: Arrays; integer arrays are unchanged.
       dtype: "float32", which changes nothing, or "bfloat16".
       key: Randomness of the rounding.
     """
@@ -57,17 +57,17 @@ def narrowed(tree: Any, dtype: str, key: Array) -> Any:
 
 
 def widened(tree: Any) -> Any:
-    """Returns a tree with its floating arrays in float32, as they are computed with."""
+    """Returns a tree with its floating arrays in float32, the dtype of computation."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if _floating(x) else x, tree)
 
 
 def kept_in(tree: Any, dtype: str) -> Any:
-    """Returns a tree with its floating arrays in a dtype, to the nearest: for a first state."""
+    """Returns a tree with its floating arrays rounded to nearest in `dtype`: an initial state."""
     return jax.tree.map(lambda x: x.astype(DTYPES[dtype]) if _floating(x) else x, tree)
 
 
 def state_shardings(state: Any, mesh: Mesh, memory: Memory) -> Any:
-    """Returns where a `TrainState` lives between steps."""
+    """Returns the shardings of a `TrainState` between steps."""
     places = shardings(state, mesh)
     if not memory.offload_ema:
         return places
@@ -76,26 +76,26 @@ def state_shardings(state: Any, mesh: Mesh, memory: Memory) -> Any:
 
 
 def fetched(tree: Any, memory: Memory) -> Any:
-    """Returns an average that may wait on the host, on the devices."""
+    """Returns an average on the devices, copied from the host if it is stored there."""
     return jax.device_put(tree, jax.memory.Space.Device) if memory.offload_ema else tree
 
 
 def averaged(ema: Any, mesh: Mesh) -> Any:
-    """Returns averaged parameters as models take them: float32, on the devices."""
+    """Returns averaged parameters as models use them: float32, on the devices."""
     return widened(jax.device_put(ema, shardings(ema, mesh)))
 
 
 def trim() -> None:
-    """Gives free memory of the host back to its system; the C library keeps what compiling used.
+    """Gives free host memory back to the operating system; the C library holds it after compiling.
 
-    With it the training of two layers of xAR-B on a CPU peaks at 1.1 GiB in place of 1.3.
+    With it, training two layers of xAR-B on a CPU peaks at 1.1 GiB instead of 1.3.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _rounded(x: Array, key: Array) -> Array:
-    """Returns x in bfloat16, which is the upper half of float32, up or down at random."""
+    """Returns x in bfloat16, the upper half of float32, rounded up or down at random."""
     if not _floating(x):
         return x
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)

@@ -1,6 +1,6 @@
 """The optimiser of all systems: AdamW with warm-up, a constant rate and a decay at the end.
 
-xAR and FlowAR decay by a cosine, VAR in a straight line, MAR not at all.
+xAR and FlowAR decay by a cosine, VAR linearly, MAR not at all.
 Source: OliverRensu/xAR main_mar.py, util/lr_sched.py and util/misc.py `add_weight_decay`;
 FoundationVision/VAR utils/lr_control.py.
 """
@@ -18,10 +18,10 @@ from jaxar.typing import Array
 def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedule:
     """Returns the rate as a function of the step, 0 <= step < steps.
 
-    Linear from `warmup_from` times the peak over `warmup_steps`; constant; over the last
-    `decay_fraction` of the run a cosine or a straight line that reaches `final_learning_rate` at
-    the last step. xAR's released code pins the cosine to epochs 600 to 800, so that shorter runs
-    never decay; ours follows the run.
+    It rises linearly from `warmup_from` times the peak over `warmup_steps`, then is constant. Over
+    the last `decay_fraction` of the run it falls by a cosine or linearly, to `final_learning_rate`
+    at the last step. xAR's released code fixes the cosine to epochs 600 to 800, so shorter runs
+    never decay; ours scales with the run.
 
     Args:
       options: `config.optimizer`.
@@ -45,7 +45,7 @@ def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedul
 
 
 def weight_decay(options: Any, *, steps: int) -> optax.Schedule | float:
-    """Returns the weight decay: one number, or a cosine of the step to `final_weight_decay`."""
+    """Returns the weight decay: a constant, or a cosine schedule to `final_weight_decay`."""
     first, last = options.weight_decay, options.final_weight_decay
     if first == last:
         return first
@@ -69,7 +69,7 @@ def make_optimizer(options: Any, *, steps: int, batch_size: int) -> optax.Gradie
 def decayed(params: Any, spared: tuple[str, ...] = ()) -> Any:
     """Returns True for leaves that weight decay acts on.
 
-    These are all but biases, scales of norms, and what has one of the `spared` words in its path.
+    These are all but biases, norm scales, and leaves with one of the `spared` words in their path.
     """
 
     def rule(path, leaf):

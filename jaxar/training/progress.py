@@ -1,4 +1,4 @@
-"""The history of a run: shown while it grows, kept in `metrics.jsonl`."""
+"""The history of a run: printed as the run goes on, stored in `metrics.jsonl`."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ METRICS = "metrics.jsonl"
 
 
 class Progress:
-    """Prints the progress of a loop and keeps its history in `metrics.jsonl`."""
+    """Prints the progress of a loop and stores its history in `metrics.jsonl`."""
 
     def __init__(self, workdir: Path, *, start: int, steps: int, writes: bool = True):
         """Reads the history up to step `start`, so that a resumed run has one history.
@@ -20,7 +20,7 @@ class Progress:
           workdir: Directory of the run.
           start: Step at which the loop begins.
           steps: Step at which it ends.
-          writes: Whether this process keeps the file; one of a job does.
+          writes: Whether this process writes the file; one process of a job does.
         """
         self.steps, self._writes = steps, writes
         self.path = workdir / METRICS
@@ -50,7 +50,7 @@ class Progress:
 
 
 def read_history(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of `metrics.jsonl`; a line cut short by a kill is left out."""
+    """Returns the records of `metrics.jsonl`; a line cut off by a kill is skipped."""
     path = workdir / METRICS
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -12,14 +12,14 @@ from jaxar.typing import Array, Params
 
 
 class TrainState(NamedTuple):
-    """State of a run. All randomness and the place in the data follow from `step`.
+    """State of a run. All randomness and the position in the data follow from `step`.
 
     Attributes:
       step: Steps taken, int32.
       params: Parameters being trained, float32.
-      ema: Their exponential moving average: what is sampled from. In the dtype of `Memory.ema`.
+      ema: Their exponential moving average, used for sampling; in the dtype of `Memory.ema`.
       optimizer: State of the optimiser, in the dtype of `Memory.moments`.
-      skipped: Steps whose loss or gradient was not finite and changed nothing, int32.
+      skipped: Steps that changed nothing, as loss or gradient was not finite, int32.
     """
 
     step: Array
@@ -35,7 +35,7 @@ def init_state(
     key: Array,
     memory: Memory = PLAIN,
 ) -> TrainState:
-    """Returns the state before the first step; jit it with shardings to make it in place."""
+    """Returns the state before the first step; jit it with shardings to create it in place."""
     params = system.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -1,4 +1,4 @@
-"""One training step: where the loss is taken, the parameters move and the average follows."""
+"""One training step: loss, gradients, parameter update and moving average."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,12 +24,12 @@ TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Ar
 
 
 class Training(NamedTuple):
-    """What training a system by a config is made of, beside its data.
+    """Functions and settings that train a system, apart from its data.
 
     Attributes:
-      init: From a key to the state before the first step.
+      init: init(key) -> the state before the first step.
       step: See `make_step`.
-      memory: What is kept between steps, and how.
+      memory: What is stored between steps, and how.
     """
 
     init: Callable[[Array], TrainState]
@@ -38,7 +38,7 @@ class Training(NamedTuple):
 
 
 def training_of(config: Any, system: Task) -> Training:
-    """Returns the training of a system by the whole config."""
+    """Returns the training of a system, given the whole config."""
     memory = Memory(**config.memory)
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
 
@@ -62,11 +62,11 @@ def make_step(
     A loss or gradient that is not finite changes nothing but `step` and `skipped`.
 
     Args:
-      system: What is trained.
+      system: Task to train.
       optimizer: See `make_optimizer`.
       ema: Rate of the moving average.
-      seed: Of all randomness; the key of a step follows from it and the step.
-      memory: What is kept between steps, and how.
+      seed: Seed of all randomness; the key of a step follows from it and the step.
+      memory: What is stored between steps, and how.
     """
     gradient = _accumulated(system, memory.accumulate)
 
@@ -93,7 +93,7 @@ def make_step(
         def kept() -> tuple[Any, Any, Any]:
             return state.params, before, state.optimizer
 
-        # A skipped step also leaves the optimiser's count, and with it the learning rate.
+        # A skipped step also leaves the optimiser's step count, and with it the learning rate.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, average, moments = _either(finite, moved, kept)
         state = TrainState(state.step + 1, params, average, moments, state.skipped + ~finite)
@@ -117,8 +117,8 @@ def compile_step(
       state: The state or its shapes.
       frozen: Parameters of frozen networks or their shapes, by name.
       batch: A batch or its shapes.
-      mesh: Devices.
-      memory: That of the step.
+      mesh: Device mesh.
+      memory: Memory options of the step.
     """
     places = state_shardings(state, mesh, memory)
     jitted = jax.jit(
@@ -136,8 +136,8 @@ def compile_step(
 def _either(which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
     """Returns one() or other(), trees of the same form.
 
-    On CPUs a branch is faster, 1.8 times for an update of parameters; elsewhere a choice for each
-    number is: on v5e a branch makes xAR-B's step a quarter longer, by the compiler's estimate.
+    On CPUs a branch is faster, 1.8 times for a parameter update. Elsewhere an elementwise select
+    is: on v5e a branch makes xAR-B's step a quarter longer, by the compiler's estimate.
     """
     if axes.platform() == "cpu":
         return jax.lax.cond(which, one, other)
@@ -145,10 +145,10 @@ def _either(which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> A
 
 
 def _accumulated(system: Task, parts: int) -> Callable[..., Any]:
-    """Returns the function to ((loss, metrics), gradients) of a batch, one part after the other.
+    """Returns the function from a batch to ((loss, metrics), gradients), computed part by part.
 
-    Losses are means over examples, so means over equal parts are those of the whole. Every part has
-    randomness of its own.
+    Losses are means over examples, so the mean over equal parts is the mean over the batch. Each
+    part has its own randomness.
     """
 
     def whole(params, frozen, batch, step, key):
@@ -175,6 +175,6 @@ def _accumulated(system: Task, parts: int) -> Callable[..., Any]:
 
 
 def _cut(x: Array, parts: int) -> Array:
-    """Returns (parts, b / parts, ...): rows i, i + parts, ... so that every device has a share."""
+    """Returns (parts, b / parts, ...): part i has rows i, i + parts, ..., some on every device."""
     cut = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
     return axes.hold(cut, None, "batch")

@@ -1,1 +1,1 @@
-"""Weights files, read without PyTorch, and the engine that brings them to our parameters."""
+"""Weights files, read without PyTorch, and their conversion to our parameters."""

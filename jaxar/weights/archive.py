@@ -1,6 +1,6 @@
-"""The members of a ZIP archive, as `torch.save` and `np.savez` write it: where each one lies.
+"""The members of a ZIP archive of `torch.save` or `np.savez`, and their positions in the file.
 
-Only the directory and the local headers are read. Names, places and sizes are checked against each
+Only the directory and the local headers are read. Names, offsets and sizes are checked against each
 other and against the file before anything is unpacked.
 
 Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3 to 4.5.
@@ -21,7 +21,7 @@ LOCATOR_64, END_64 = b"PK\6\7", b"PK\6\6"
 STORED, DEFLATED = 0, 8
 MAX_COMMENT = (1 << 16) - 1
 FULL_16, FULL_32 = (1 << 16) - 1, (1 << 32) - 1
-"""Stand for a number that is in the 64-bit record."""
+"""Placeholders for values that are stored in the 64-bit record."""
 
 
 def members(reader: Reader, *, packed: bool) -> dict[str, Span]:
@@ -33,7 +33,7 @@ def members(reader: Reader, *, packed: bool) -> dict[str, Span]:
 
     Raises:
       WeightsError: names repeat or leave the archive, members overlap, leave the file or claim more
-        than they can hold, there are too many, or the file is no archive.
+        bytes than they can hold, there are too many, or the file is not an archive.
     """
     count, size, start = _directory(reader)
     if count > MAX_MEMBERS or size > MAX_DIRECTORY:
@@ -82,7 +82,7 @@ def _directory(reader: Reader) -> tuple[int, int, int]:
 
 
 def _entry(directory: bytes, at: int) -> tuple[str, int, Span, int]:
-    """Returns name, place of the local header, span without its start, and the next entry."""
+    """Returns name, local header offset, span without its start, and offset of the next entry."""
     if directory[at : at + 4] != ENTRY:
         raise WeightsError(f"has a directory that cannot be read; {AGAIN}")
     flags, method = struct.unpack_from("<HH", directory, at + 8)
@@ -100,7 +100,7 @@ def _entry(directory: bytes, at: int) -> tuple[str, int, Span, int]:
 
 
 def _wide(extra: bytes, numbers: list[int]) -> list[int]:
-    """Returns the numbers, those that are full taken from the 64-bit extra field in this order."""
+    """Returns the values; placeholders are replaced, in order, from the 64-bit extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
@@ -115,7 +115,7 @@ def _wide(extra: bytes, numbers: list[int]) -> list[int]:
 
 
 def _local_size(reader: Reader, header: int, name: bytes) -> int:
-    """Returns the size of a local header; its extra field has a length of its own."""
+    """Returns the size of a local header; its extra field has its own length."""
     local = reader.take(header, 30 + len(name))
     names, extras = struct.unpack_from("<HH", local, 26)
     if local[:4] != LOCAL or names != len(name) or local[30:] != name:

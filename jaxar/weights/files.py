@@ -1,7 +1,7 @@
-"""Weights files of others: safetensors, NumPy's .npz, and both formats of PyTorch.
+"""Weights files of other projects: safetensors, NumPy's .npz, and both formats of PyTorch.
 
-What a file is follows from its first bytes, not from its name. Nothing in it is run, and a tensor
-is read when it is asked for: memory holds the names and shapes, and what the caller keeps.
+The first bytes of a file decide its format, not its name. Nothing in it is executed, and a tensor
+is read on access: memory holds only names and shapes, and what the caller keeps.
 """
 
 import json
@@ -24,13 +24,13 @@ from jaxar.weights.tables import WeightsError
 __all__ = ["StateFile", "WeightsError", "naming", "read_state"]
 
 LEVELS = ("model_ema", "ema", "state_dict", "model", "module")
-"""Levels of a checkpoint that may hold the model; the average of its parameters comes first."""
+"""Levels of a checkpoint that may hold the model; averaged parameters are preferred."""
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile write before every key."""
+"""Prefixes that DataParallel and torch.compile add to every key."""
 MAX_HEADER = 10_000
-"""Bytes of the header of an array, as in NumPy."""
+"""Largest header of an array in bytes, as in NumPy."""
 MAX_JSON = 100 << 20
-"""Bytes of the header of a safetensors file, as in its format."""
+"""Largest header of a safetensors file in bytes, as in its format."""
 
 NPY = re.compile(
     rb"\x93NUMPY[\1\2]\0.{2,4}?\{'descr': '([<>|][biufc]\d{1,2})', "
@@ -58,11 +58,11 @@ SAFETENSORS = {
 
 
 class StateFile(Mapping[str, Any]):
-    """The tensors of a weights file by key; `state[key]` reads one from the file, every time.
+    """The tensors of a weights file by key; each access `state[key]` reads from the file.
 
     Attributes:
-      path: Of the file.
-      level: Which level of the file they are: "model_ema", "a.b"; "" for the top.
+      path: Path of the file.
+      level: Level of the file that holds them: "model_ema", "a.b"; "" for the top.
       shapes: Shape of each tensor.
     """
 
@@ -89,7 +89,7 @@ class StateFile(Mapping[str, Any]):
         self.close()
 
     def close(self) -> None:
-        """Closes the file: tensors cannot be read any more."""
+        """Closes the file; tensors can no longer be read."""
         self._reader.close()
 
     def sha256(self) -> str:
@@ -99,7 +99,7 @@ class StateFile(Mapping[str, Any]):
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Returns a block whose errors about weights begin with the file's name."""
+    """Returns a context that puts the file's name before the message of a `WeightsError`."""
     try:
         yield
     except WeightsError as error:
@@ -107,18 +107,18 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def read_state(path: str | os.PathLike, level: str | None = None) -> StateFile:
-    """Returns the tensors of a weights file, unread.
+    """Returns the tensors of a weights file; each is read on access.
 
         with read_state("checkpoint-last.pth") as state:
             params = convert(state, ROWS, template, ignore=BUFFERS)
 
-    Values beside the tensors of a level are left out. A prefix that DataParallel or torch.compile
-    wrote before every key is dropped.
+    Values of a level that are not tensors are left out. A prefix that DataParallel or torch.compile
+    added to every key is dropped.
 
     Args:
-      path: A .safetensors or .npz file, or one of `torch.save` (.pth, .pt, .ckpt, .bin).
-      level: Name of the level of a checkpoint that holds the tensors, "a.b" for one inside another,
-        "" for the top. By default the first of `LEVELS` that holds any, or else the top.
+      path: A .safetensors or .npz file, or a file of `torch.save` (.pth, .pt, .ckpt, .bin).
+      level: Name of the level of a checkpoint that holds the tensors, "a.b" for nested levels,
+        "" for the top. By default the first of `LEVELS` with tensors, or else the top.
 
     Raises:
       WeightsError: the file is none of these, is damaged, holds more than plain data, or has no
@@ -135,7 +135,7 @@ def read_state(path: str | os.PathLike, level: str | None = None) -> StateFile:
 
 
 def _contents(reader: Reader) -> Any:
-    """Returns the levels of a file, with tensors that are not read yet."""
+    """Returns the levels of a file, with unread tensors."""
     head = reader.take(0, min(reader.size, 16))
     if head.startswith(LOCAL):
         spans = members(reader, packed=True)
@@ -147,12 +147,12 @@ def _contents(reader: Reader) -> Any:
     if head[8:9] == b"{":
         return _safetensors(reader)
     raise WeightsError(
-        "is no weights file that can be read; give .safetensors, .npz, or .pth of torch.save"
+        "is not a supported weights file; give .safetensors, .npz, or .pth of torch.save"
     )
 
 
 def _array(reader: Reader, name: str, span: Span) -> Tensor:
-    """Returns the tensor that a member of an .npz file is."""
+    """Returns the unread tensor of a member of an .npz file."""
     head = bytearray(min(span.size, MAX_HEADER))
     reader.peek(span, memoryview(head))
     match = NPY.match(head)
@@ -168,16 +168,16 @@ def _array(reader: Reader, name: str, span: Span) -> Tensor:
 
 def _safetensors(reader: Reader) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file."""
-    import safetensors  # here, so that reading other formats does without it
+    import safetensors  # here, so that other formats do not need it
 
     size = int.from_bytes(reader.take(0, 8), "little")
     if size > min(MAX_JSON, reader.size - 8):
         raise WeightsError(f"has a header of {size} bytes; {AGAIN}")
-    try:  # the library checks the header; it would map the file to read, so offsets are taken here
+    try:  # the library only checks the header: reading with it would memory-map the file
         with safetensors.safe_open(reader.path, framework="numpy"):
             header = json.loads(reader.take(8, size))
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise WeightsError(f"has a header that makes no sense; {AGAIN}") from error
+        raise WeightsError(f"has an invalid header; {AGAIN}") from error
     header.pop("__metadata__", None)
     tensors = {}
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -193,14 +193,14 @@ def _safetensors(reader: Reader) -> dict[str, Tensor]:
 
 
 def _tensors(level: Any) -> dict[str, Tensor]:
-    """Returns the tensors that a level holds itself."""
+    """Returns the tensors directly in a level, without nested ones."""
     if not isinstance(level, dict):
         return {}
     return {k: v for k, v in level.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _choose(contents: Any, level: str | None) -> tuple[str, dict[str, Tensor]]:
-    """Returns the name and the tensors of the level that was asked for, or of the likely one."""
+    """Returns name and tensors of the given level, or of the first usual one with tensors."""
     if level is None:
         candidates = (*LEVELS, "")  # a stray tensor at the top does not make it the model
     else:
@@ -233,7 +233,7 @@ def _levels(contents: Any) -> list[str]:
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors without the wrappers that all keys begin with."""
+    """Returns the tensors with the wrapper prefixes that all keys share removed."""
     while prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in tensors)), None):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors

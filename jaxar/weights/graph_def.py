@@ -1,7 +1,7 @@
 """Constants of a frozen TensorFlow graph, such as the Inception of 2015, without TensorFlow.
 
-A GraphDef is a protocol buffer: numbered fields, each a number or a run of bytes, which may be
-fields again. Only the path to the values is walked: node, attribute "value", tensor.
+A GraphDef is a protocol buffer: numbered fields, each a number or a run of bytes, which may hold
+fields again. Only the fields that lead to the values are read: node, attribute "value", tensor.
 
 Source: tensorflow/core/framework/{graph,node_def,attr_value,tensor,tensor_shape}.proto;
 protobuf.dev/programming-guides/encoding.
@@ -18,14 +18,14 @@ from jaxar.weights.storage import AGAIN, MAX_AXES, Reader
 from jaxar.weights.tables import WeightsError
 
 MAX_GRAPH = 1 << 30
-"""Bytes of a graph; that of Inception has 92 million, and the format ends at 2 GiB."""
+"""Largest graph in bytes; Inception's has 92 million, and the format allows 2 GiB."""
 MAX_FILLED = 1 << 24
-"""Elements that a tensor may have although it gives fewer: the last one is repeated."""
+"""Largest number of elements of a tensor that stores fewer: the last one is repeated."""
 MAX_VARINT = 10
-"""Bytes of a number."""
+"""Most bytes of a number."""
 
 VARINT, FIXED_64, RUN, FIXED_32 = 0, 1, 2, 5
-"""Wire types: how the value of a field is written."""
+"""Wire types: encodings of the value of a field."""
 NODE = 1
 NAME, OP, ATTRIBUTE = 1, 2, 5
 KEY, VALUE = 1, 2
@@ -38,10 +38,10 @@ Value = int | memoryview
 
 
 def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the float32 and int32 constants of a frozen GraphDef by the names of their nodes.
+    """Returns the float32 and int32 constants of a frozen GraphDef by node name.
 
     Raises:
-      WeightsError: the file is no GraphDef, is damaged, or is too large.
+      WeightsError: the file is not a GraphDef, is damaged, or is too large.
     """
     with naming(path):
         reader = Reader(path)
@@ -67,7 +67,7 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Value]]:
-    """Yields number and value of each field."""
+    """Yields the number and value of each field."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -81,45 +81,45 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Value]]:
         elif wire in (FIXED_32, FIXED_64):
             size = 4 if wire == FIXED_32 else 8
         else:
-            raise WeightsError("is no GraphDef; give a frozen one")
+            raise WeightsError("is not a GraphDef; give a frozen one")
         if not number or at + size > len(data):
-            raise WeightsError(f"is no GraphDef, or ends too early; {AGAIN}")
+            raise WeightsError(f"is not a GraphDef, or ends too early; {AGAIN}")
         yield number, data[at : at + size]
         at += size
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Returns the number at a place, 7 bits a byte, and the place behind it."""
+    """Returns the number at an offset, 7 bits a byte, and the offset after it."""
     number = 0
     for i, byte in enumerate(data[at : at + MAX_VARINT]):
         number |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
             return number, at + i + 1
-    raise WeightsError(f"is no GraphDef, or ends too early; {AGAIN}")
+    raise WeightsError(f"is not a GraphDef, or ends too early; {AGAIN}")
 
 
 def _runs(data: memoryview, number: int) -> Iterator[memoryview]:
-    """Yields the fields of one number that are runs of bytes."""
+    """Yields the fields with this number, all of which must be runs of bytes."""
     for given, value in _fields(data):
         if given == number:
             if not isinstance(value, memoryview):
-                raise WeightsError(f"is no GraphDef; {AGAIN}")
+                raise WeightsError(f"is not a GraphDef; {AGAIN}")
             yield value
 
 
 def _text(data: memoryview, number: int) -> str:
-    """Returns a field as text; of several the last one, as the format asks."""
+    """Returns a field as text; the last one if it repeats, as the format requires."""
     text = b""
     for run in _runs(data, number):
         text = bytes(run)
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise WeightsError(f"is no GraphDef; {AGAIN}") from error
+        raise WeightsError(f"is not a GraphDef; {AGAIN}") from error
 
 
 def _constant(node: memoryview) -> np.ndarray | None:
-    """Returns the value of a node; None if it is of another dtype."""
+    """Returns the value of a node, or None if it has another dtype."""
     for attribute in _runs(node, ATTRIBUTE):
         if _text(attribute, KEY) == "value":
             for value in _runs(attribute, VALUE):
@@ -129,7 +129,7 @@ def _constant(node: memoryview) -> np.ndarray | None:
 
 
 def _array(tensor: memoryview) -> np.ndarray | None:
-    """Returns a TensorProto as an array; None if it is of another dtype."""
+    """Returns a TensorProto as an array, or None if it has another dtype."""
     dtype, shape = None, ()
     content: list[memoryview] = []
     values: list[np.ndarray] = []
@@ -165,20 +165,20 @@ def _shape(data: memoryview) -> tuple[int, ...]:
         sizes = [value for number, value in _fields(axis) if number == SIZE]
         size = sizes[-1] if sizes else 0
         if not isinstance(size, int) or size >= 1 << 31 or len(shape) == MAX_AXES:
-            raise WeightsError(f"holds a constant whose shape is none; {AGAIN}")
+            raise WeightsError(f"holds a constant with an invalid shape; {AGAIN}")
         shape.append(size)
     return tuple(shape)
 
 
 def _numbers(data: memoryview, dtype: np.dtype) -> np.ndarray:
-    """Returns a run of bytes as numbers, not copied."""
+    """Returns a run of bytes as an array, not copied."""
     if len(data) % dtype.itemsize:
         raise WeightsError(f"holds a constant of another size than it says; {AGAIN}")
     return np.frombuffer(data, dtype)
 
 
 def _ints(value: Value) -> np.ndarray:
-    """Returns one number, or a packed run of them, as int32."""
+    """Returns one number, or a packed run of numbers, as int32."""
     numbers = []
     if isinstance(value, int):
         numbers.append(value)

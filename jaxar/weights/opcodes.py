@@ -1,9 +1,9 @@
-"""Plain data out of a pickle, without running any of it.
+"""Plain data from a pickle, without executing it.
 
-`pickletools.genops` only splits a pickle into opcodes. What they mean is decided here: they build
-dicts, lists, tuples, sets, text, bytes and numbers; a global is one of a table of fixed meanings or
-the file is refused, before a single number of a tensor is read. Nothing is imported, no attribute
-is set, and no method of an object in the file is called.
+`pickletools.genops` splits a pickle into opcodes, which are interpreted here: they build dicts,
+lists, tuples, sets, text, bytes and numbers. A global must be in a table of fixed meanings;
+otherwise the file is refused before any tensor is read. Nothing is imported, no attribute is set,
+and no method of an object in the file is called.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,25 +16,25 @@ from jaxar.weights.storage import AGAIN, DISTRUST
 from jaxar.weights.tables import WeightsError
 
 MAX_PICKLE = 64 << 20
-"""Bytes of one pickle; that of a model of 1,000 tensors has 0.1 MB, with an optimiser 0.3 MB."""
+"""Largest pickle in bytes; a model of 1,000 tensors has 0.1 MB, with an optimiser 0.3 MB."""
 MAX_OPCODES = 2_000_000
-"""Opcodes of one pickle, about 25 for a tensor; this many take some seconds."""
+"""Most opcodes of one pickle, about 25 for a tensor; this many take some seconds."""
 MAX_DEPTH = 1000
-"""Marks that are open at a time."""
+"""Most marks that are open at a time."""
 MAX_COPIED = 1 << 24
-"""Items and bytes that globals may copy in all."""
+"""Most items and bytes that globals may copy in total."""
 MAX_KEY = 1 << 31
-"""Bound of integers as keys, and with it of collisions that a file could arrange."""
+"""Bound on integer keys, and so on the hash collisions that a file could construct."""
 
 Call = Callable[..., Any]
 
 
 class Global(NamedTuple):
-    """What a global of the table stands for.
+    """The meaning of a global of the table.
 
     Attributes:
-      name: As in the file.
-      call: What it makes of its arguments; None if it cannot be called.
+      name: Name in the file.
+      call: Function of its arguments; None if it cannot be called.
       value: A constant, such as the dtype of a storage.
     """
 
@@ -48,7 +48,7 @@ class Namespace(dict):
 
 
 class NumpyType:
-    """A NumPy dtype; its byte order follows in a second step, as in a pickle."""
+    """A NumPy dtype; its byte order is set in a second step, as in a pickle."""
 
     def __init__(self, code: Any = None, *_: Any):
         if not isinstance(code, str) or code[:1] not in tuple("biufc") or not code[1:].isdigit():
@@ -56,7 +56,7 @@ class NumpyType:
         self.dtype = np.dtype(code)
 
     def order(self, state: Any) -> None:
-        """Sets the byte order: the second entry of the state that NumPy writes."""
+        """Sets the byte order from the second entry of the state that NumPy writes."""
         if not isinstance(state, tuple) or state[1:2] not in (("<",), (">",), ("|",), ("=",)):
             raise WeightsError(f"holds a NumPy dtype that cannot be read; {AGAIN}")
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -76,7 +76,7 @@ def _encode(text: Any, encoding: Any = None) -> bytes:
 
 def _complex(real: Any, imaginary: Any = 0.0) -> complex:
     if not all(isinstance(part, int | float) for part in (real, imaginary)):
-        raise WeightsError(f"holds a number that is none; {DISTRUST}")
+        raise WeightsError(f"holds an invalid complex number; {DISTRUST}")
     return complex(real, imaginary)
 
 
@@ -86,19 +86,19 @@ def _bytearray(data: Any = b"", encoding: Any = "latin1") -> bytes:
 
 def _set(items: Any = ()) -> set:
     if not isinstance(items, list | tuple | set):
-        raise WeightsError(f"holds a set of no items; {DISTRUST}")
+        raise WeightsError(f"holds an invalid set; {DISTRUST}")
     return {_key(item) for item in items}
 
 
 def _ordered(pairs: Any = ()) -> dict:
     if not isinstance(pairs, list | tuple):
-        raise WeightsError(f"holds a dict of no pairs; {DISTRUST}")
+        raise WeightsError(f"holds an invalid dict; {DISTRUST}")
     return {_key(key): value for key, value in pairs}
 
 
 def _path(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts):
-        raise WeightsError(f"holds a path that is none; {DISTRUST}")
+        raise WeightsError(f"holds an invalid path; {DISTRUST}")
     return "/".join(parts)
 
 
@@ -116,11 +116,11 @@ CALLS: dict[str, Call] = {
     "pathlib.PosixPath": _path,
     "pathlib._local.PosixPath": _path,
 }
-"""Globals of plain data, with what stands for them here."""
+"""Globals of plain data, and the functions that replace them."""
 
 
 def _key(value: Any) -> Any:
-    """Returns a value that may be a key: one that is compared at once, whatever the file does."""
+    """Returns a value that may be a key: one that always hashes and compares in constant time."""
     if value is None or type(value) in (str, bytes, bool):
         return value
     if type(value) is int and abs(value) < MAX_KEY:
@@ -131,15 +131,15 @@ def _key(value: Any) -> Any:
 def interpret(
     stream: Any, names: Mapping[str, Global], persistent: Callable[[Any], Any] | None = None
 ) -> Any:
-    """Returns the plain data of one pickle; the stream stands behind it afterwards.
+    """Returns the plain data of one pickle, and leaves the stream after it.
 
     Args:
-      stream: Has `read` and `readline`; read from where it stands.
+      stream: Object with `read` and `readline`; read from its current position.
       names: Globals that may occur besides `CALLS`.
-      persistent: Makes a value of a persistent id; without it they are refused.
+      persistent: persistent(id) -> the value of a persistent id; without it they are refused.
 
     Raises:
-      WeightsError: the pickle is damaged, too large, or asks for anything but plain data.
+      WeightsError: the pickle is damaged, too large, or holds anything but plain data.
     """
     table = {name: Global(name, call) for name, call in CALLS.items()} | dict(names)
     machine = _Machine(table, persistent)
@@ -152,7 +152,7 @@ def interpret(
     except WeightsError:
         raise
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
-        raise WeightsError(f"describes its tensors in no readable way; {AGAIN}") from error
+        raise WeightsError(f"has an unreadable description of its tensors; {AGAIN}") from error
 
 
 class _Machine:
@@ -165,7 +165,7 @@ class _Machine:
         self._names, self._persistent, self._copied = names, persistent, 0
 
     def step(self, name: str, argument: Any) -> None:
-        """Carries out one opcode."""
+        """Executes one opcode."""
         if name in VALUES:
             self.stack.append(argument)
         elif name in EMPTY:
@@ -186,7 +186,7 @@ class _Machine:
     def _find(self, name: str) -> Global:
         name = name.replace("__builtin__.", "builtins.", 1)
         if name not in self._names:
-            raise WeightsError(f"asks for {name[:200]}, which is no part of weights; {DISTRUST}")
+            raise WeightsError(f"asks for {name[:200]}, which no weights need; {DISTRUST}")
         return self._names[name]
 
     def _put(self, index: int) -> None:
@@ -195,7 +195,7 @@ class _Machine:
         self._memo[index] = self.stack[-1]
 
     def _copy(self, *values: Any) -> None:
-        """Counts what a call copies, so that few bytes cannot grow into many."""
+        """Counts the items a call copies, so that a few bytes cannot grow into many."""
         self._copied += sum(len(v) for v in values if hasattr(v, "__len__"))
         if self._copied > MAX_COPIED:
             raise WeightsError(f"copies its values over and over; {DISTRUST}")
@@ -212,19 +212,19 @@ class _Machine:
         self.stack = []
 
     def marked(self) -> list[Any]:
-        """Returns what stands above the newest mark, and closes it."""
+        """Returns the values above the newest mark, and closes it."""
         items, self.stack = self.stack, self._below.pop()
         return items
 
     def join(self, count: int) -> None:
-        """Makes a tuple of the topmost values."""
+        """Replaces the topmost values by a tuple of them."""
         if len(self.stack) < count:
             raise IndexError("the stack is too short")
         items = tuple(self.stack[-count:])
         self.stack[-count:] = [items]
 
     def drop(self) -> None:
-        """Takes the topmost value, or the newest mark, away."""
+        """Removes the topmost value or the newest mark."""
         if self.stack:
             self.stack.pop()
         else:
@@ -250,10 +250,10 @@ class _Machine:
             self.stack[-1][_key(key)] = value
 
     def call(self) -> None:
-        """Replaces a global and its arguments by what the table makes of them."""
+        """Replaces a global and its arguments by the result of the table's function."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not Global or function.call is None or type(arguments) is not tuple:
-            raise WeightsError(f"calls what is no function of weights; {DISTRUST}")
+            raise WeightsError(f"calls a function that no weights need; {DISTRUST}")
         self._copy(arguments, *arguments)
         self.stack.append(function.call(*arguments))
 
@@ -264,7 +264,7 @@ class _Machine:
         self.call()
 
     def build(self) -> None:
-        """Gives a value its state, where that is plain data too."""
+        """Sets the state of a value, if the state is plain data."""
         state = self.stack.pop()
         value = self.stack[-1]
         if type(value) is Namespace and type(state) is dict:
@@ -272,7 +272,7 @@ class _Machine:
             value.update(state)
         elif type(value) is NumpyType:
             value.order(state)
-        elif type(value) is not dict:  # an OrderedDict's attributes, as `_metadata`, say nothing
+        elif type(value) is not dict:  # an OrderedDict's attributes, e.g. `_metadata`, are ignored
             raise WeightsError(f"sets the state of a {type(value).__name__}; {DISTRUST}")
 
     def find(self) -> None:
@@ -283,14 +283,14 @@ class _Machine:
         self.stack.append(self._find(f"{module}.{name}"))
 
     def load(self) -> None:
-        """Replaces a persistent id by what it stands for."""
+        """Replaces a persistent id by its value."""
         if self._persistent is None:
             raise WeightsError(f"refers to values outside of its description; {DISTRUST}")
         self.stack.append(self._persistent(self.stack.pop()))
 
 
 def pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Returns items by twos: a key and its value."""
+    """Returns the pairs of key and value in a flat list."""
     return zip(items[::2], items[1::2], strict=True)
 
 

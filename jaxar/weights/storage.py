@@ -1,7 +1,7 @@
-"""Numbers inside a file: where they lie, how they are read, and whether they are still the same.
+"""Tensors inside a file: their positions, reading and checksums.
 
-Every format comes down to tensors over spans of bytes. A tensor is read when it is asked for, into
-an array of its own: nothing of the file stays in memory.
+Every format is reduced to tensors over spans of bytes. A tensor is read on access into a new array;
+nothing of the file stays in memory.
 """
 
 import math
@@ -17,23 +17,23 @@ from jaxar.weights.tables import WeightsError
 CHUNK = 1 << 20
 """Bytes read at a time: they are still in the processor's cache when their checksum is computed."""
 FREE_ELEMENTS = 1 << 20
-"""Elements that a tensor may have although its storage has fewer, as expanded ones do."""
+"""Most elements of a tensor whose storage has fewer, as in expanded tensors."""
 MAX_AXES = 32
-"""Axes of a tensor, half of what NumPy allows."""
+"""Most axes of a tensor, half of what NumPy allows."""
 DEFLATE_RATIO = 1100
-"""Bytes that one compressed byte may become: DEFLATE itself ends at 1032."""
+"""Most bytes per compressed byte: DEFLATE reaches at most 1032."""
 AGAIN = "the file is damaged: fetch it again"
-DISTRUST = "it is no plain weights file: do not use it"
+DISTRUST = "it is not a plain weights file: do not use it"
 
 
 class Span(NamedTuple):
     """Consecutive bytes of a file.
 
     Attributes:
-      start: Where they begin.
-      size: How many there are, unpacked.
-      crc: CRC-32 of the unpacked bytes; None where the format has none.
-      packed: Bytes they take in the file if they are DEFLATE-compressed; None if they are not.
+      start: Offset in the file.
+      size: Number of unpacked bytes.
+      crc: CRC-32 of the unpacked bytes; None if the format has none.
+      packed: Number of bytes in the file if DEFLATE-compressed; None if not compressed.
     """
 
     start: int
@@ -46,10 +46,10 @@ class Tensor(NamedTuple):
     """A strided view of a span.
 
     Attributes:
-      span: Its bytes, and maybe those of others.
-      dtype: Of one element.
-      shape: Of the tensor.
-      strides: Elements from one index of an axis to the next.
+      span: Its bytes, possibly shared with other tensors.
+      dtype: Dtype of an element.
+      shape: Shape of the tensor.
+      strides: Strides in elements.
       offset: Bytes of the span before the first element.
     """
 
@@ -61,7 +61,7 @@ class Tensor(NamedTuple):
 
     @property
     def extent(self) -> int:
-        """Returns how many elements lie from the first to the last one of the tensor."""
+        """Returns the number of elements of the span from the tensor's first to its last."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -70,16 +70,16 @@ class Tensor(NamedTuple):
         """Returns the tensor itself.
 
         Raises:
-          WeightsError: it reaches beyond its span, or has far more elements than that.
+          WeightsError: it reaches beyond its span, or has far more elements than its span.
         """
         numbers = (*self.shape, *self.strides, self.offset)
         if any(type(n) is not int or n < 0 for n in numbers):
-            raise WeightsError(f"holds a tensor with a size that is no size; {DISTRUST}")
+            raise WeightsError(f"holds a tensor with an invalid size; {DISTRUST}")
         if len(self.shape) != len(self.strides) or len(self.shape) > MAX_AXES:
             raise WeightsError(f"holds a tensor of {len(self.shape)} axes; {DISTRUST}")
         if self.offset + self.extent * self.dtype.itemsize > self.span.size:
             raise WeightsError(f"holds a tensor that reaches beyond its storage; {AGAIN}")
-        # Empty axes are left out, so that the others are bounded too.
+        # Empty axes are left out, so that the other axes are bounded too.
         if math.prod(filter(None, self.shape)) > max(
             FREE_ELEMENTS, self.span.size // self.dtype.itemsize
         ):
@@ -88,7 +88,7 @@ class Tensor(NamedTuple):
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the strides, in elements, of an array whose last axis runs fastest."""
+    """Returns the strides, in elements, of an array whose last axis varies fastest."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
@@ -110,7 +110,7 @@ class Reader:
         self._file.close()
 
     def take(self, start: int, size: int) -> bytes:
-        """Returns bytes of the file; raises WeightsError if it ends before."""
+        """Returns bytes of the file; raises WeightsError if it is too short."""
         if start < 0 or size < 0 or start + size > self.size:
             raise WeightsError(f"ends too early; {AGAIN}")
         out = bytearray(size)
@@ -118,7 +118,7 @@ class Reader:
         return bytes(out)
 
     def tensor(self, tensor: Tensor) -> np.ndarray:
-        """Returns a tensor, read from the file now.
+        """Returns a tensor, read from the file.
 
         Raises:
           WeightsError: the checksum of its storage differs, or the file has become shorter.
@@ -132,9 +132,9 @@ class Reader:
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
 
     def read(self, span: Span, skip: int, out: memoryview) -> None:
-        """Fills `out` with bytes of a span, after the first `skip` ones.
+        """Fills `out` with bytes of a span, after skipping the first `skip` bytes.
 
-        The checksum of a whole span is compared when any part of it is read for the first time.
+        The first read of any part of a span checks the checksum of the whole span.
 
         Raises:
           WeightsError: the checksum differs, or the file has become shorter.
@@ -150,7 +150,7 @@ class Reader:
             self._verify(span, self._sum(span.start + end, span.size - end, crc))
 
     def peek(self, span: Span, out: memoryview) -> None:
-        """Fills `out` with the first bytes of a span, whose checksum is left for later."""
+        """Fills `out` with the first bytes of a span, without checking its checksum."""
         self.read(span._replace(crc=None), 0, out)
 
     def _verify(self, span: Span, crc: int) -> None:
@@ -159,7 +159,7 @@ class Reader:
         self._verified.add(span)
 
     def _fill(self, start: int, out: memoryview, crc: int | None = None) -> int:
-        """Fills `out` from the file; returns the CRC of what came before and it, if asked for."""
+        """Returns the CRC continued from `crc`, 0 if that is None, after filling `out`."""
         for at in range(0, len(out), CHUNK):
             chunk = out[at : at + CHUNK]
             self._chunk(start + at, chunk)
@@ -181,14 +181,14 @@ class Reader:
             filled += count
 
     def _sum(self, start: int, size: int, crc: int) -> int:
-        """Returns the CRC of what came before and these bytes, which are not kept."""
+        """Returns the CRC continued from `crc` over these bytes, which are not kept."""
         scratch = memoryview(bytearray(min(size, CHUNK)))
         for at in range(0, size, CHUNK):
             crc = self._fill(start + at, scratch[: size - at], crc)
         return crc
 
     def _unpack(self, span: Span, packed: int, skip: int, out: memoryview) -> None:
-        """Fills `out` from a compressed span, as far as `out` reaches."""
+        """Fills `out` from a compressed span; unpacks no further than `out` needs."""
         unpacker, crc, done, end = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0, skip + len(out)
         for at in range(0, packed, CHUNK):
             piece = self.take(span.start + at, min(CHUNK, packed - at))

@@ -1,10 +1,10 @@
-"""The engine that turns a released state dict into a parameter tree, by a table of rows.
+"""Conversion of a released state dict to a parameter tree, by a table of rows.
 
-A row names a key of the release and a path of ours. "{i}" in both stands for the layer: ours keeps
-all layers in one array with a leading axis. Several rows may name one key, such as that of a fused
-query, key and value, each taking its part. Every key must be used and every leaf filled, or one
-error lists everything that is unused, missing or misshapen. That is decided by shapes alone; only
-then is each tensor read, once, into its place: memory holds the parameters and the tensors in work.
+A row names a key of the release and a path of ours. "{i}" in both is the layer: our tree stores all
+layers in one array with a leading axis. Several rows may name one key, such as a fused query, key
+and value, and each takes its part. Every key must be used and every leaf filled; otherwise one
+error lists everything that is unused, missing or misshapen. This is checked by shapes only. Then
+each tensor is read once, into its place: memory holds the parameters and the tensors in progress.
 """
 
 import fnmatch
@@ -20,23 +20,23 @@ from jaxar.tree import nest, paths
 Transform = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 WORKERS = 4
-"""Tensors read and laid out at a time: reading, checksums and copies run without Python's lock."""
+"""Tensors converted at a time: reading, checksums and copies run without Python's lock."""
 ALIGNMENT = 64
-"""Bytes: XLA's rule for the arrays of others."""
+"""Alignment in bytes that XLA requires to use a host array without a copy."""
 PANEL = 64
-"""Outputs copied together: a transposed panel that stays in the processor's cache, 4 times faster
-than the whole (2.4 against 0.6 GB/s for a 4608 x 768 kernel)."""
+"""Outputs copied together: a transposed panel that fits the processor's cache. It is 4 times faster
+than copying the whole (2.4 against 0.6 GB/s for a 4608 x 768 kernel)."""
 
 
 class WeightsError(ValueError):
-    """Weights cannot be used: the text says what is wrong, in which file, and what to do."""
+    """Weights cannot be used; the message says what is wrong, in which file, and what to do."""
 
 
 def same(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the array in our shape: leading axes of one dropped, or a flat bias split up.
+    """Returns the array in our shape: drops leading axes of size 1, or splits a flat bias.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: neither gives our shape.
     """
     theirs = array.shape
     while len(theirs) > len(shape) and theirs[0] == 1:
@@ -47,9 +47,9 @@ def same(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def linear(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a PyTorch (out, in) weight as our (in, out) kernel, axes split as ours are.
+    """Returns a PyTorch (out, in) weight as our (in, out) kernel, with our split of the axes.
 
-    A convolution of one pixel, (out, in, 1, 1), is the same map.
+    A 1 x 1 convolution, (out, in, 1, 1), is the same map.
 
     Raises:
       ValueError: no split of our axes into in and out has these sizes.
@@ -76,11 +76,11 @@ class Row(NamedTuple):
     """One line of a conversion table.
 
     Attributes:
-      theirs: Key of the release, "{i}" for the layer.
+      theirs: Key of the release, with "{i}" for the layer.
       ours: Path of our leaf; the layers of "{i}" are its leading axis.
-      transform: (array, our shape of one layer) -> array of that shape. It sees an array of zeros
-        first, by which the shapes are checked; what it returns may be a view.
-      part: Entry of our first axis, after that of the layers, which the key fills; None for all.
+      transform: (array, our shape of one layer) -> array of that shape, possibly a view. It is
+        first called with zeros, to check the shapes.
+      part: Index in our first axis, after the layer axis, that the key fills; None for all.
     """
 
     theirs: str
@@ -90,7 +90,7 @@ class Row(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a tensor of the release goes: a leaf, or one layer or part of it."""
+    """The destination of a tensor of the release: a leaf, or one layer or part of it."""
 
     row: Row
     index: tuple[int, ...]
@@ -100,12 +100,12 @@ class _Place(NamedTuple):
 def convert(
     state: Mapping[str, Any], rows: Sequence[Row], template: Any, ignore: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns the parameters that a state dict holds, as float32 NumPy arrays.
+    """Returns the parameters of a state dict, as float32 NumPy arrays.
 
     Args:
-      state: Arrays by key: a `StateFile`, or anything `np.asarray` takes in a dict.
+      state: Arrays by key: a `StateFile`, or a dict of values that `np.asarray` takes.
       rows: The table.
-      template: Parameter tree of arrays or shapes: what must be filled.
+      template: Parameter tree to fill, of arrays or shapes.
       ignore: Patterns of keys that hold no parameter, such as buffers.
 
     Raises:
@@ -125,7 +125,7 @@ def convert(
         for row, index, shape in places[key]:
             _lay(row.transform(tensor, shape), leaves[row.ours][*index, ...])
 
-    with ThreadPoolExecutor(WORKERS) as pool:  # in the state's order: that of the file
+    with ThreadPoolExecutor(WORKERS) as pool:  # in the order of the file
         for _ in pool.map(fill, [key for key in shapes if key in places]):
             pass
     return nest(leaves)
@@ -137,7 +137,7 @@ def _match(
     wanted: Mapping[str, Any],
     ignore: Sequence[str],
 ) -> tuple[dict[str, list[_Place]], list[str]]:
-    """Returns the places of each key that has some, and a line for all that does not fit."""
+    """Returns the places of each used key, and a line for each problem."""
     places: dict[str, list[_Place]] = {}
     problems = []
     for row in rows:
@@ -161,17 +161,17 @@ def _match(
         for key in shapes
         if key not in places and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore)
     ]
-    problems = list(dict.fromkeys(problems))  # a missing key that several rows name, once
+    problems = list(dict.fromkeys(problems))  # several rows may name one missing key
     return places, problems + _unfilled(rows, wanted)
 
 
 def _layers(row: Row, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Returns the layers that a row is about; one empty tuple where it is about no layer."""
+    """Returns the layer indices that a row fills; one empty tuple if it has no layers."""
     return [(i,) for i in range(shape[0])] if "{i}" in row.theirs else [()]
 
 
 def _unfilled(rows: Sequence[Row], wanted: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each leaf, and each part of a leaf, that no row is about."""
+    """Returns a line for each leaf, and each part of a leaf, that no row fills."""
     lines = []
     for path, leaf in wanted.items():
         own = [row for row in rows if row.ours == path]
@@ -185,8 +185,8 @@ def _unfilled(rows: Sequence[Row], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _fits(theirs: tuple[int, ...], place: _Place) -> bool:
-    """Returns whether a tensor of this shape becomes what its place holds."""
-    zeros = np.broadcast_to(np.float32(0), theirs)  # one number, whatever the shape
+    """Returns whether a tensor of this shape transforms to the shape of its place."""
+    zeros = np.broadcast_to(np.float32(0), theirs)  # takes 4 bytes for any shape
     try:
         return place.row.transform(zeros, place.shape).shape == place.shape
     except ValueError:
@@ -194,7 +194,7 @@ def _fits(theirs: tuple[int, ...], place: _Place) -> bool:
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a float32 array that begins where JAX can take it over on a CPU without a copy."""
+    """Returns a float32 array, aligned so that JAX can use it on a CPU without a copy."""
     size = 4 * math.prod(shape)
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -202,11 +202,11 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _lay(array: np.ndarray, out: np.ndarray) -> None:
-    """Copies an array, often a transposed view, into a contiguous one of its shape."""
+    """Copies an array, often a transposed view, into a contiguous array of its shape."""
     if array.flags.c_contiguous or not array.ndim:
         out[...] = array
         return
-    merged: list[int] = []  # axes that are one run in the view are one loop
+    merged: list[int] = []  # axes that are contiguous with each other become one
     run = 0
     for size, stride in zip(array.shape, array.strides, strict=True):
         if size == 1:

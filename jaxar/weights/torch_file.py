@@ -1,8 +1,9 @@
-"""What a file of `torch.save` holds: plain data, with tensors that are not read yet.
+"""The contents of a `torch.save` file: plain data with unread tensors.
 
-Two formats. Since PyTorch 1.6 a file is a ZIP archive: `data.pkl` describes the tensors, `data/0`,
-`data/1`, ... are their storages. Before, it was a row of pickles (a magic number, the protocol, the
-system, the description, the keys of the storages), then the storages, each after its length.
+There are two formats. Since PyTorch 1.6 a file is a ZIP archive: `data.pkl` describes the tensors,
+`data/0`, `data/1`, ... are their storages. The older format is a sequence of pickles (a magic
+number, the protocol, the system, the description, the keys of the storages), then the storages,
+each after its length.
 
 Source: torch/serialization.py, `_save` and `_legacy_save`; torch/_utils.py for the globals.
 """
@@ -20,10 +21,10 @@ from jaxar.weights.storage import AGAIN, DISTRUST, Reader, Span, Tensor
 from jaxar.weights.tables import WeightsError
 
 LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""The opcode of the magic number with which the older format begins, after two bytes."""
+"""Opcode of the magic number that follows the first two bytes of the older format."""
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 COUNT = 8
-"""Bytes of the length before a storage of the older format."""
+"""Bytes of the length that precedes a storage in the older format."""
 
 DTYPES = {
     "Float": ("float32", np.float32),
@@ -39,11 +40,11 @@ DTYPES = {
     "ComplexFloat": ("complex64", np.complex64),
     "ComplexDouble": ("complex128", np.complex128),
 }
-"""Names of storages, with PyTorch's name of the dtype and NumPy's dtype."""
+"""PyTorch's dtype name and NumPy's dtype by name of storage."""
 
 
 class Storage(NamedTuple):
-    """A row of numbers that tensors are views of."""
+    """A one-dimensional array that tensors are views of."""
 
     span: Span
     dtype: np.dtype
@@ -51,9 +52,9 @@ class Storage(NamedTuple):
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     if type(storage) is not Storage or type(shape) is not tuple or type(strides) is not tuple:
-        raise WeightsError(f"holds a tensor that is none; {AGAIN}")
+        raise WeightsError(f"holds an invalid tensor; {AGAIN}")
     if type(offset) is not int:
-        raise WeightsError(f"holds a tensor without a place; {AGAIN}")
+        raise WeightsError(f"holds a tensor without an offset; {AGAIN}")
     start = offset * storage.dtype.itemsize
     return Tensor(storage.span, storage.dtype, shape, strides, start).checked()
 
@@ -62,7 +63,7 @@ def _typed_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> Tensor:
     if type(dtype) is not Global or not isinstance(dtype.value, np.dtype):
-        raise WeightsError(f"holds a tensor of no dtype; {AGAIN}")
+        raise WeightsError(f"holds a tensor without a dtype; {AGAIN}")
     return _tensor(storage._replace(dtype=dtype.value), offset, shape, strides)
 
 
@@ -72,7 +73,7 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 def _size(axes: Any = ()) -> tuple:
     if not isinstance(axes, list | tuple):
-        raise WeightsError(f"holds a shape that is none; {AGAIN}")
+        raise WeightsError(f"holds an invalid shape; {AGAIN}")
     return tuple(axes)
 
 
@@ -104,26 +105,24 @@ NAMES: Mapping[str, Global] = {
         for name in ("torch.storage.UntypedStorage", "torch.UntypedStorage")
     },
 }
-"""Globals that files of PyTorch hold, with their fixed meanings."""
+"""Globals in PyTorch's files, with their fixed meanings."""
 
 
 def is_legacy(head: bytes) -> bool:
-    """Returns whether a file that begins so is of the format before PyTorch 1.6."""
+    """Returns whether a file with these first bytes has the format before PyTorch 1.6."""
     return head[2 : 2 + len(LEGACY)] == LEGACY
 
 
 def read_zip(reader: Reader) -> Any:
-    """Returns the plain data of a ZIP file of `torch.save`.
+    """Returns the plain data of a `torch.save` ZIP file.
 
     Raises:
-      WeightsError: the file is damaged, or asks for anything but tensors and plain data.
+      WeightsError: the file is damaged, or holds anything but tensors and plain data.
     """
     spans = members(reader, packed=False)
     roots = [name.removesuffix("data.pkl") for name in spans if name.endswith("/data.pkl")]
     if len(roots) != 1:
-        raise WeightsError(
-            "is an archive, but neither of torch.save nor of np.savez; give a file of weights"
-        )
+        raise WeightsError("is an archive, but not of torch.save or np.savez; give a weights file")
     (root,) = roots
 
     def member(name: str, limit: int) -> bytes:
@@ -147,10 +146,10 @@ def read_zip(reader: Reader) -> Any:
 
 
 def read_legacy(reader: Reader) -> Any:
-    """Returns the plain data of a file of `torch.save` before PyTorch 1.6.
+    """Returns the plain data of a `torch.save` file from before PyTorch 1.6.
 
     Raises:
-      WeightsError: the file is damaged, or asks for anything but tensors and plain data.
+      WeightsError: the file is damaged, or holds anything but tensors and plain data.
     """
     sizes: dict[str, tuple[int, int]] = {}
     spans: dict[str, Span] = {}
@@ -170,7 +169,7 @@ def read_legacy(reader: Reader) -> Any:
             return interpret(_Limited(file), NAMES, persistent)
 
         if pickle() != MAGIC or pickle() != PROTOCOL:
-            raise WeightsError(f"is of an unknown version of PyTorch's older format; {AGAIN}")
+            raise WeightsError(f"has an unknown version of PyTorch's older format; {AGAIN}")
         system = pickle()
         if type(system) is not dict or system.get("little_endian") is not True:
             raise WeightsError("was written on a big-endian machine; save it on another one")
@@ -184,13 +183,13 @@ def read_legacy(reader: Reader) -> Any:
         for key in keys:
             spans[key] = _after_count(reader, start, *sizes[key])
             start = spans[key].start + spans[key].size
-        # Where storages lie is known only behind their description: it is read once more.
+        # The offsets of storages are known only after the description, so it is read again.
         file.seek(description)
         return pickle(_persistent(placed))
 
 
 def _after_count(reader: Reader, start: int, count: int, itemsize: int) -> Span:
-    """Returns the span of a storage whose number of elements stands at `start`."""
+    """Returns the span of a storage, whose number of elements is stored at `start`."""
     if int.from_bytes(reader.take(start, COUNT), "little") != count:
         raise WeightsError(f"gives a storage two sizes; {AGAIN}")
     span = Span(start + COUNT, count * itemsize)
@@ -200,14 +199,14 @@ def _after_count(reader: Reader, start: int, count: int, itemsize: int) -> Span:
 
 
 def _persistent(storage: Callable[[str, np.dtype, int], Storage]) -> Callable[[Any], Storage]:
-    """Returns what makes storages of persistent ids: ("storage", type, key, device, elements)."""
+    """Returns load(id) -> storage, for ids ("storage", type, key, device, elements)."""
 
     def load(value: Any) -> Storage:
         if type(value) is not tuple or len(value) not in (5, 6) or value[0] != "storage":
-            raise WeightsError(f"refers to what is no storage; {DISTRUST}")
+            raise WeightsError(f"refers to something that is not a storage; {DISTRUST}")
         _, kind, key, _, count, *view = value
         if type(kind) is not Global or not isinstance(kind.value, np.dtype):
-            raise WeightsError(f"holds a storage of no dtype; {DISTRUST}")
+            raise WeightsError(f"holds a storage without a dtype; {DISTRUST}")
         if type(key) is not str or type(count) is not int or count < 0:
             raise WeightsError(f"holds a storage without a name or a size; {AGAIN}")
         if view not in ([], [None]):
@@ -218,13 +217,13 @@ def _persistent(storage: Callable[[str, np.dtype, int], Storage]) -> Callable[[A
 
 
 class _Limited:
-    """A file of which one pickle is read: no more of it than a pickle may have."""
+    """A file from which one pickle is read, at most `MAX_PICKLE` bytes."""
 
     def __init__(self, file: Any):
         self._file, self._left = file, MAX_PICKLE
 
     def read(self, size: int) -> bytes:
-        """Returns at most so many bytes."""
+        """Returns at most `size` bytes."""
         return self._count(self._file.read(min(size, self._left)))
 
     def readline(self) -> bytes:

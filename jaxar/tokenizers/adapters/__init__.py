@@ -1,1 +1,1 @@
-"""Tokenizers without parameters: patches of pixels, and latents that were stored."""
+"""Tokenizers without parameters: patches of pixels, and cached latents."""

@@ -1,4 +1,4 @@
-"""Cached feature maps of an autoencoder with a quantizer: taken as they are."""
+"""Cached feature maps of an autoencoder with a quantizer, passed through unchanged."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from jaxar.typing import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """Data are what the quantizer was made for; it turns them into codes."""
+    """The data are encoder features, which the quantizer turns into codes."""
 
     def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
         """Returns grid and channels of the data."""
@@ -20,5 +20,5 @@ class FeatureMap:
         return data
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns the latents, as the autoencoder's decoder takes them."""
+        """Returns the latents, the input of the autoencoder's decoder."""
         return latents

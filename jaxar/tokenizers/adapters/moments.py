@@ -9,13 +9,13 @@ from jaxar.typing import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Draws latents from stored Gaussians, anew each time a record is read.
+    """Samples latents from stored Gaussians, with new noise each time a record is read.
 
-    Data hold mean and log-variance along the channels, see `jaxar.tokenizers.posterior`.
+    The data are mean and log-variance along the channels, see `jaxar.tokenizers.posterior`.
     Source: LTH14/mar engine_mar.py.
 
     Attributes:
-      scale: Factor that brings latents to unit variance: 0.2325 for MAR's KL-16 autoencoder.
+      scale: Factor that scales latents to unit variance: 0.2325 for MAR's KL-16 autoencoder.
     """
 
     scale: float = 0.2325
@@ -36,5 +36,5 @@ class Moments:
         return posterior.sample(data, key) * self.scale
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns latents as the autoencoder's decoder takes them: divided by the scale."""
+        """Returns the input of the autoencoder's decoder: latents divided by the scale."""
         return latents / self.scale

@@ -1,4 +1,4 @@
-"""Pixels as they are, in patches: the tokenizer of small images."""
+"""Patches of raw pixels: the tokenizer of small images."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from jaxar.typing import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """Cuts an image into patches of height x width pixels; a token is one patch.
+    """Splits an image into patches of height x width pixels; a token is one patch.
 
     Attributes:
       height: Rows of a patch.
@@ -21,7 +21,7 @@ class Patch:
     width: int = 1
 
     def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
-        """Returns the grid of patches and the numbers in each.
+        """Returns the grid of patches and the channels of each.
 
         Raises:
           ValueError: the patch does not divide the image.
@@ -35,14 +35,14 @@ class Patch:
         return (h // self.height, w // self.width), self.height * self.width * c
 
     def encode(self, data: Float[Array, "b h w c"], key: Array) -> Float[Array, "b h2 w2 c2"]:
-        """Returns the patches, pixels in raster order and channels last inside each."""
+        """Returns the patches; in each, pixels are in raster order and channels last."""
         b, h, w, c = data.shape
         (rows, columns), channels = self.latents((h, w, c))
         x = data.reshape(b, rows, self.height, columns, self.width, c)
         return x.swapaxes(2, 3).reshape(b, rows, columns, channels)
 
     def decode(self, latents: Float[Array, "b h2 w2 c2"]) -> Float[Array, "b h w c"]:
-        """Returns the image made of the patches, clipped to [-1, 1]."""
+        """Returns the images composed of the patches, clipped to [-1, 1]."""
         b, rows, columns, _ = latents.shape
         x = latents.reshape(b, rows, columns, self.height, self.width, -1).swapaxes(2, 3)
         image = x.reshape(b, rows * self.height, columns * self.width, -1)

@@ -1,1 +1,1 @@
-"""Autoencoders whose latents are modelled, and the tables of their released weights."""
+"""Autoencoders that provide the latents, and the tables of their released weights."""

@@ -17,10 +17,10 @@ from jaxar.weights.tables import Row, Transform, convert, convolution, linear, s
 
 
 class KLAutoencoder(Module):
-    """An image to the moments of a Gaussian for each latent, and latents to an image.
+    """A variational autoencoder: images to moments of Gaussian latents, and latents to images.
 
-    The defaults are the released KL-16 autoencoder. Its code asks for attention at a resolution of
-    16 in images of 256, which is level 4 whatever the image.
+    The defaults are the released KL-16 autoencoder. Its code sets attention at resolution 16 of
+    images of 256, which is level 4 for any image size.
     Source: LTH14/mar models/vae.py `AutoencoderKL`; arXiv 2112.10752.
     """
 
@@ -43,15 +43,15 @@ class KLAutoencoder(Module):
           image_channels: Channels of an image.
           width: Channels of the first convolution.
           multipliers: Level i is 2^i times smaller and has width x multipliers[i] channels.
-          blocks: Residual blocks of a level of the encoder; the decoder has one more.
-          encoder_attention: Levels of the encoder with attention; in the decoder none has.
-          channels: Numbers in a latent.
-          dropout: Rate inside residual blocks in training.
+          blocks: Residual blocks per level of the encoder; the decoder has one more.
+          encoder_attention: Encoder levels with attention; the decoder levels have none.
+          channels: Channels of a latent.
+          dropout: Dropout rate inside residual blocks in training.
           dtype: "float32", or "bfloat16" for all but parameters and norms.
           key: Randomness of the initial values.
 
         Raises:
-          ValueError: an argument makes no sense.
+          ValueError: an argument is invalid.
         """
         if dtype not in DTYPES:
             raise ValueError(f"The dtype is one of {list(DTYPES)}, not {dtype!r}.")
@@ -77,7 +77,7 @@ class KLAutoencoder(Module):
         """Returns the grid and the channels of the latents of images of `shape` = (h, w, c).
 
         Raises:
-          ValueError: the images are not of this autoencoder.
+          ValueError: the images do not fit this autoencoder.
         """
         h, w, c = shape
         if c != self.image_channels:
@@ -107,16 +107,16 @@ class KLAutoencoder(Module):
         return self.to_moments(x).astype(jnp.float32)
 
     def record(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Returns what a cache keeps of images: the moments."""
+        """Returns what a latent cache stores for images: the moments."""
         return self.moments(images)
 
     def decode(
         self, latents: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Returns float32 images, about in [-1, 1] and not clipped.
+        """Returns float32 images, roughly in [-1, 1] and not clipped.
 
         Args:
-          latents: Unscaled, as drawn from the moments.
+          latents: Unscaled latents, as sampled from the moments.
           key: Randomness of dropout, or None for none.
         """
         return self.render(self.hidden(latents, key))
@@ -124,10 +124,10 @@ class KLAutoencoder(Module):
     def hidden(
         self, latents: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Returns what the decoder's last convolution sees; see `decode`.
+        """Returns the input of the decoder's last convolution; see `decode`.
 
         Raises:
-          ValueError: the latents have other channels.
+          ValueError: the latents have the wrong number of channels.
         """
         if latents.shape[-1] != self.channels:
             raise ValueError(
@@ -137,12 +137,12 @@ class KLAutoencoder(Module):
         return self.decoder.features(x, key)
 
     def render(self, hidden: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
-        """Returns the images that the last convolution makes of `hidden`."""
+        """Returns the images that the last convolution computes from `hidden`."""
         return self.decoder.last(hidden).astype(jnp.float32)
 
 
-# Released weights: LTH14/mar. The networks are unrolled, so the table is one of words: a path of
-# ours becomes the key of the release word by word, at any width, number of levels and of blocks.
+# Released weights: LTH14/mar. The table translates one of our paths to the release's key word by
+# word, so it holds for any width, number of levels and number of blocks.
 
 WORDS = {
     "first": "conv_in",
@@ -171,13 +171,13 @@ STACKS = {
     "encoder": {"levels": "down", "resample": "downsample"},
     "decoder": {"levels": "up", "resample": "upsample"},
 }
-"""Words that depend on the first one of the path."""
+"""Words that depend on the first word of the path."""
 
 LOSS = ("loss.*",)
 """The discriminator and the feature network of the release's training."""
 
 TRANSFORMS: dict[int, Transform] = {1: same, 2: same, 3: linear, 4: convolution}
-"""By the axes of our leaf: biases and scales, also of one head; maps with their head; kernels."""
+"""By number of axes of our leaf: 1, 2 biases and scales; 3 linear maps by head; 4 kernels."""
 
 
 def rows(template: Any) -> list[Row]:
@@ -189,14 +189,14 @@ def rows(template: Any) -> list[Row]:
 
 
 def key_of(path: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Returns the key of the release for one of our paths; `more` are words beside `WORDS`."""
+    """Returns the key of the release for one of our paths; `more` adds words to `WORDS`."""
     words = path.split("/")
     spelling = WORDS | STACKS.get(words[0], {}) | dict(more)
     return ".".join(spelling.get(word, word) for word in words)
 
 
 def from_state_dict(state: Mapping[str, Any], template: Any) -> dict[str, Any]:
-    """Returns the parameters that a released state dict holds.
+    """Returns the parameters of a released state dict.
 
     Args:
       state: Arrays by key of the release.

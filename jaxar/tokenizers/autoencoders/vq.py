@@ -1,4 +1,4 @@
-"""The autoencoder with a discrete latent: images to levels of codes, and back."""
+"""The autoencoder with discrete latents: images to levels of codes, and back."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from jaxar.weights.tables import Row, Transform, convert
 
 
 class VQAutoencoder(Module):
-    """An image to codes of several levels, and codes to an image.
+    """A VQ autoencoder: images to codes of several levels, and codes to images.
 
-    The defaults are VAR's tokenizer of 256 x 256 images; the last level gives the size of an image.
+    The defaults are VAR's tokenizer of 256 x 256 images. The last level sets the image size.
     Source: FoundationVision/VAR models/vqvae.py `VQVAE`, models/basic_vae.py; arXiv 2404.02905.
     """
 
@@ -46,22 +46,22 @@ class VQAutoencoder(Module):
         """Makes the autoencoder.
 
         Args:
-          quantizer: Of the vectors; it decides the channels.
-          levels: Grids of the codes; see `MultiScaleQuantizer`, also for the next two.
-          phis: How many convolutions the levels share.
-          beta: Weight of the commitment.
+          quantizer: Quantizer of the vectors; it sets the latent channels.
+          levels: Grids of the codes; see `MultiScaleQuantizer`.
+          phis: Number of convolutions that the levels share; see `MultiScaleQuantizer`.
+          beta: Weight of the commitment loss; see `MultiScaleQuantizer`.
           image_channels: Channels of an image.
           width: Channels of the first convolution.
           multipliers: Level i of the networks is 2^i times smaller than the image and has width x
             multipliers[i] channels.
-          blocks: Residual blocks of a level of the encoder; the decoder has one more.
+          blocks: Residual blocks per level of the encoder; the decoder has one more.
           attention: Levels with attention, in encoder and decoder.
-          dropout: Rate inside residual blocks in training.
+          dropout: Dropout rate inside residual blocks in training.
           dtype: "float32", or "bfloat16" for all but parameters, norms and the quantizer.
           key: Randomness of the initial values.
 
         Raises:
-          ValueError: an argument makes no sense.
+          ValueError: an argument is invalid.
         """
         if dtype not in DTYPES:
             raise ValueError(f"The dtype is one of {list(DTYPES)}, not {dtype!r}.")
@@ -93,11 +93,7 @@ class VQAutoencoder(Module):
         self.decoder = Decoder(channels, image_channels, key=third, **shared)
 
     def require_fits(self, shape: tuple[int, int, int]) -> None:
-        """Returns None if images of `shape` = (h, w, c) have codes of these levels.
-
-        Raises:
-          ValueError: they have not.
-        """
+        """Raises ValueError unless images of `shape` = (h, w, c) fit the levels."""
         h, w = (self.factor * side for side in self.quantizer.grid)
         if shape != (h, w, self.image_channels):
             raise ValueError(
@@ -123,7 +119,7 @@ class VQAutoencoder(Module):
         return self.to_features(x).astype(jnp.float32)
 
     def record(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Returns what a cache keeps of images: the features."""
+        """Returns what a latent cache stores for images: the features."""
         return self.features(images)
 
     def encode(self, images: Float[Array, "b h w c"]) -> LevelCodes:
@@ -135,11 +131,11 @@ class VQAutoencoder(Module):
         return self.quantizer.encode(self.features(images))
 
     def decode(self, quantized: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Returns images in [-1, 1] of what codes stand for, see `quantizer.decode`."""
+        """Returns images in [-1, 1] from a quantized map, see `quantizer.decode`."""
         return jnp.clip(self.render(self.hidden(quantized)), -1, 1)
 
     def reconstruct(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns what the codes of images in [-1, 1] stand for, in [-1, 1].
+        """Returns images in [-1, 1], encoded to codes and decoded to [-1, 1].
 
         Raises:
           ValueError: see `features`.
@@ -149,33 +145,32 @@ class VQAutoencoder(Module):
     def hidden(
         self, quantized: Float[Array, "b h w c"], key: Array | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Returns what the decoder's last convolution sees of a quantized map.
+        """Returns the input of the decoder's last convolution.
 
         Args:
-          quantized: What codes stand for, as the quantizer decodes them.
+          quantized: Map that the quantizer decodes from codes.
           key: Randomness of dropout, or None for none.
         """
         x = self.from_features(quantized.astype(DTYPES[self.dtype]))
         return self.decoder.features(x, key)
 
     def render(self, hidden: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
-        """Returns the float32 images that the last convolution makes of `hidden`, not clipped."""
+        """Returns the float32 images that the last convolution computes, not clipped."""
         return self.decoder.last(hidden).astype(jnp.float32)
 
 
-# Released weights: FoundationVision/VAR. The networks are spelled as those of KL-16; attention has
-# its query, key and value fused, one after the other along the outputs, and the quantizer has words
-# of its own.
+# Released weights: FoundationVision/VAR. The networks have the keys of KL-16. Attention fuses
+# query, key and value, concatenated along the outputs. The quantizer has its own words.
 
 WORDS = {"to_features": "quant_conv", "from_features": "post_quant_conv"}
 """Words of the networks that are not in `kl.WORDS`."""
 
 CODEBOOK = ("quantizer/quantizer/codebook", "quantize.embedding.weight")
 PHIS = ("quantizer/phis/", "quantize.quant_resi.qresi_ls.")
-"""Beginnings of the paths and keys of the quantizer."""
+"""Prefixes of the paths and keys of the quantizer's convolutions."""
 
 FUSED = {"q": 0, "k": 1, "v": 2}
-"""Which third of the fused map each of ours is."""
+"""The third of the fused map that holds each of ours."""
 
 BUFFERS = ("quantize.ema_vocab_hit_SV",)
 """How often each code was chosen in the release's training."""
@@ -187,7 +182,7 @@ def rows(template: Any) -> list[Row]:
 
 
 def from_state_dict(state: Mapping[str, Any], template: Any) -> dict[str, Any]:
-    """Returns the parameters that a released state dict holds.
+    """Returns the parameters of a released state dict.
 
     Args:
       state: Arrays by key of the release.
@@ -217,10 +212,10 @@ def _row(path: str, axes: int) -> Row:
 def _third(
     number: int, transform: Transform, array: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Returns what the transform makes of one third of the outputs.
+    """Returns one third of the outputs, transformed.
 
     Raises:
-      ValueError: there are no three, or the third does not fit.
+      ValueError: the outputs do not split into three, or the third has the wrong shape.
     """
     if len(array) % 3:
         raise ValueError(f"{array.shape} is not three maps")

@@ -1,1 +1,1 @@
-"""From vectors to codes and back."""
+"""Quantizers: from vectors to codes and back."""

@@ -1,8 +1,8 @@
-"""Quantizers without a codebook: what a code stands for follows from its digits.
+"""Quantizers without a codebook: the vector of a code follows from its digits.
 
-See `quantize.Quantizer` for what they offer, and `quantize` for the numbers of equations. Neither
-has a vector of any length: where residuals are quantized level by level, they need a phi for each
-level, which learns the length (`residual.MultiScaleQuantizer`).
+They implement `vector.Quantizer`; equation numbers are those of `vector`. Their vectors cannot have
+an arbitrary length. A multi-scale residual quantizer therefore needs one phi per level, which
+learns the length (`residual.MultiScaleQuantizer`).
 """
 
 import math
@@ -18,10 +18,10 @@ from jaxar.typing import Array, Float, Int
 
 
 class FiniteScalar(Module):
-    """Each number rounded to one of a few levels: no codebook, and no loss.
+    """FSQ: rounds each channel to one of a few levels; it has no codebook and no loss.
 
-    A number z becomes one of L equally spaced levels from -1 to 1 (for even L from -1 to 1 - 2/L)
-    after a squashing that makes all of them reachable.
+    A bounded squashing first makes all levels reachable. The value z then becomes one of L equally
+    spaced levels from -1 to 1 (for even L from -1 to 1 - 2/L).
     Source: arXiv 2309.15505, section 3.1 and appendix A.1.
     """
 
@@ -34,10 +34,10 @@ class FiniteScalar(Module):
 
         Args:
           levels: Levels of each channel; the vocabulary is their product.
-          key: Not used: nothing is drawn.
+          key: Not used.
 
         Raises:
-          ValueError: there are no channels, one has no two levels, or the codes exceed int32.
+          ValueError: there are no channels, one has fewer than 2 levels, or codes exceed int32.
         """
         del key
         if not levels or min(levels) < 2 or math.prod(levels) > 2**31 - 1:
@@ -48,7 +48,7 @@ class FiniteScalar(Module):
         self.vocabulary, self.channels = math.prod(self.levels), len(self.levels)
 
     def bound(self, features: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        """Returns the numbers squashed to where rounding gives the levels, from -(L // 2) on."""
+        """Returns the values squashed so that rounding gives the levels -(L // 2), ..."""
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 - self.margin) / 2
         offset = np.where(levels % 2, 0.0, 0.5)
@@ -56,7 +56,7 @@ class FiniteScalar(Module):
         return jnp.tanh(features + jnp.float32(shift)) * jnp.float32(half) - jnp.float32(offset)
 
     def nearest(self, features: Float[Array, "... c"]) -> Int[Array, "..."]:
-        """Returns the code of the rounded numbers: the first channel counts fastest."""
+        """Returns the code of the rounded values; the first channel varies fastest."""
         rounded = jnp.round(jax.lax.stop_gradient(self.bound(features))).astype(jnp.int32)
         return jnp.sum((rounded + self._halves) * self._places, -1)
 
@@ -66,7 +66,7 @@ class FiniteScalar(Module):
         return (digits - self._halves).astype(jnp.float32) / self._halves
 
     def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
-        """Returns 0: squashed numbers reach every level."""
+        """Returns 0: squashed values reach every level."""
         return jnp.zeros(())
 
     def settle(self, seen: Sequence[Array], key: Array) -> None:
@@ -75,7 +75,7 @@ class FiniteScalar(Module):
     def quantize(
         self, features: Float[Array, "... c"]
     ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
-        """Returns codes, levels with the gradient of the squashing, and a loss of 0."""
+        """Returns codes, levels with the gradient of the squashed values, and a loss of 0."""
         codes = self.nearest(features)
         squashed = self.bound(features) / self._halves
         return codes, straight_through(self.embed(codes), squashed), jnp.zeros(())
@@ -92,10 +92,11 @@ class FiniteScalar(Module):
 
 
 class LookupFree(Module):
-    """Each number becomes its sign, so that a code is a number in binary: no codebook.
+    """LFQ: reduces each channel to its sign, so a code is a binary number; it has no codebook.
 
-    The penalty is the mean entropy of p(code | vector) less the entropy of its mean: it wants sure
-    vectors and all codes in use. Here p is proportional to exp(-|z - code|^2 / temperature).
+    The penalty is the mean entropy of p(code | vector) minus the entropy of the mean p. It favours
+    confident assignments and use of all codes. p is proportional to
+    exp(-|z - code|^2 / temperature).
     Source: arXiv 2310.05737, equations 4 to 6.
     """
 
@@ -113,14 +114,14 @@ class LookupFree(Module):
         """Makes the quantizer.
 
         Args:
-          bits: Channels; there are 2^bits codes, and the penalty takes numbers for each.
-          beta: Weight of the commitment.
+          bits: Channels; there are 2^bits codes, and the penalty's memory grows with them.
+          beta: Weight of the commitment loss.
           entropy: Weight of the penalty.
-          temperature: Of p, in squared units of the features.
-          key: Not used: nothing is drawn.
+          temperature: Temperature of p, in squared units of the features.
+          key: Not used.
 
         Raises:
-          ValueError: an argument makes no sense.
+          ValueError: an argument is invalid.
         """
         del key
         if not 1 <= bits <= 30 or min(beta, entropy) < 0 or temperature <= 0:
@@ -132,7 +133,7 @@ class LookupFree(Module):
         self.beta, self.entropy, self.temperature = beta, entropy, temperature
 
     def nearest(self, features: Float[Array, "... c"]) -> Int[Array, "..."]:
-        """Returns the code whose bit i says whether number i is above 0."""
+        """Returns the code whose bit i says whether channel i is above 0."""
         return jnp.sum((features > 0).astype(jnp.int32) << jnp.arange(self.channels), -1)
 
     def embed(self, codes: Int[Array, "..."]) -> Float[Array, "... c"]:
@@ -141,7 +142,7 @@ class LookupFree(Module):
         return (2 * bits - 1).astype(jnp.float32)
 
     def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
-        """Returns `entropy` x the difference of entropies, in nats."""
+        """Returns `entropy` x the difference of the two entropies, in nats."""
         if not self.entropy:
             return jnp.zeros(())
         # |z - 1|^2 and |z + 1|^2 differ by 4 z, and bits are independent given a vector.
@@ -159,7 +160,7 @@ class LookupFree(Module):
     def quantize(
         self, features: Float[Array, "... c"]
     ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
-        """Returns codes, vectors by (3), and the commitment of (2) plus the penalty."""
+        """Returns codes, vectors by (3), and the commitment loss of (2) plus the penalty."""
         codes = self.nearest(features)
         vectors = self.embed(codes)
         commitment = self.beta * jnp.mean(jnp.square(vectors - features))

@@ -1,6 +1,6 @@
 """The multi-scale residual quantizer: a map as levels of codes, each correcting those before it.
 
-With f the map, f_0 = 0, and level k of K on a grid of its own:
+For a map f, f_0 = 0, and levels k = 1, ..., K, each with its own grid:
 
     r_k = area(f - f_{k-1}),    codes_k = nearest(r_k)                                 (1)
     f_k = f_{k-1} + phi_k(bicubic(embed(codes_k)))                                     (2)
@@ -8,10 +8,10 @@ With f the map, f_0 = 0, and level k of K on a grid of its own:
     input_{k+1} = area(f_k)                                                            (4)
     loss = mean over k of |f_k - sg f|^2 + beta |sg f_k - f|^2                         (5)
 
-area shrinks to the grid of the level, bicubic enlarges to that of the map; both leave the last
-level as it is. (4) is what an autoregressive model sees before it predicts the codes of level
-k + 1. With levels of one size and no phi this is the residual quantizer of RQ-VAE (arXiv
-2203.01941), and with a single level plain vector quantization.
+"area" downsamples to the grid of the level, "bicubic" upsamples to the grid of the map; both leave
+the last level unchanged. (4) is the input from which an autoregressive model predicts the codes of
+level k + 1. With levels of one size and no phi this is the residual quantizer of RQ-VAE (arXiv
+2203.01941); with a single level it is plain vector quantization.
 Source: arXiv 2404.02905, algorithms 1 and 2; FoundationVision/VAR models/quant.py.
 """
 
@@ -33,10 +33,10 @@ LevelCodes = tuple[Array, ...]
 
 
 class MultiScaleQuantizer(Module):
-    """Levels of codes of one quantizer, from coarse to fine; f_K is what they stand for.
+    """Levels of codes of one quantizer, from coarse to fine; they decode to f_K.
 
-    Where the quantizer has a codebook of its own lengths, few phis do; without one
-    (`implicit`), give each level its phi.
+    A few shared phis are enough for a learned codebook. Quantizers without one (`implicit`) need
+    one phi per level.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class MultiScaleQuantizer(Module):
         """Makes the convolutions of the phis.
 
         Args:
-          quantizer: Of the vectors at every level.
+          quantizer: Quantizer of the vectors at every level.
           levels: Grids: a side or (height, width) each. The last is the grid of the map, and none
             is larger.
-          phis: How many phis the levels share; see `phi_indices`. 0 for none: phi(h) = h.
-          beta: Of (5): the weight of the term that moves the features.
+          phis: Number of phis that the levels share; see `phi_indices`. 0 for none: phi(h) = h.
+          beta: Weight in (5) of the term that trains the features.
           key: Randomness of the initial values.
 
         Raises:
-          ValueError: an argument makes no sense.
+          ValueError: an argument is invalid.
         """
         self.grids = tuple(_grid(level) for level in levels)
         if not self.grids or any(
@@ -83,23 +83,23 @@ class MultiScaleQuantizer(Module):
         """Returns the codes of each level, (1). No gradient passes.
 
         Raises:
-          ValueError: the map is not on the grid of the last level, or of other channels.
+          ValueError: the map does not have the grid of the last level, or the right channels.
         """
         return self._walk(features)[0]
 
     def decode(self, codes: LevelCodes) -> Float[Array, "b h w c"]:
-        """Returns what the first levels stand for, f_k for k of them: at least one.
+        """Returns f_k, decoded from the codes of the first k >= 1 levels.
 
         Raises:
-          ValueError: there are none or too many levels.
+          ValueError: there are no levels, or too many.
         """
         return self.partial(codes)[-1]
 
     def partial(self, codes: LevelCodes) -> list[Float[Array, "b h w c"]]:
-        """Returns f_1, f_2, ... of the given first levels.
+        """Returns f_1, f_2, ..., f_k, decoded from the codes of the first k >= 1 levels.
 
         Raises:
-          ValueError: there are none or too many levels.
+          ValueError: there are no levels, or too many.
         """
         if not 1 <= len(codes) <= len(self.grids):
             raise ValueError(f"There must be 1 to {len(self.grids)} levels, not {len(codes)}.")
@@ -114,8 +114,9 @@ class MultiScaleQuantizer(Module):
         """Returns what the codes of a level add to the map, phi_k(bicubic(embed(codes))).
 
         Args:
-          codes: (b, h, w) int, or weights of all codes (b, h, w, v) float, which mix their vectors.
-          level: k, from 0.
+          codes: (b, h, w) int, or weights over the vocabulary (b, h, w, v) float, which average
+            the vectors.
+          level: Index of the level, from 0.
         """
         enlarged = resize_bicubic(self._vectors(codes), self.grid)
         if self.which is None:
@@ -124,13 +125,13 @@ class MultiScaleQuantizer(Module):
         return 0.5 * enlarged + 0.5 * phi(enlarged)
 
     def input_of(self, level: int, total: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Returns the input of a level, (4), from what the levels before it stand for."""
+        """Returns the input of a level, (4), from the map decoded from the levels before it."""
         return resize_area(total, self.grids[level])
 
     def teacher_forcing(self, codes: LevelCodes) -> Float[Array, "b n c"]:
-        """Returns (4) for all levels but the first, in raster order, one after the other.
+        """Returns (4) for all levels but the first, concatenated, each in raster order.
 
-        The codes of the last level do not matter: n is the number of codes less those of level 0.
+        The codes of the last level are not used; n is the number of codes without level 0.
         """
         totals = self.partial(codes)[: len(self.grids) - 1]
         inputs = [
@@ -142,13 +143,13 @@ class MultiScaleQuantizer(Module):
     def quantize(
         self, features: Float[Array, "b h w c"], used: Int[Array, " b"] | None = None
     ) -> tuple[LevelCodes, Float[Array, "b h w c"], Float[Array, ""]]:
-        """Returns the codes, f_K with a gradient straight through, and (5) plus the penalty.
+        """Returns the codes, f_K with a straight-through gradient, and (5) plus the penalty.
 
-        Codebook and phis learn from the loss alone.
+        Codebook and phis are trained by this loss only.
 
         Args:
           features: The map.
-          used: For each example the number k of levels, 1 to K, whose f_k is returned instead.
+          used: Number of levels k for each example, 1 to K, to return f_k instead of f_K.
 
         Raises:
           ValueError: see `encode`.
@@ -163,7 +164,7 @@ class MultiScaleQuantizer(Module):
         return codes, straight_through(final, features), loss
 
     def settle(self, features: Float[Array, "b h w c"], key: Array) -> None:
-        """Sets the quantizer's parameters that no gradient moves, given a batch of training."""
+        """Updates the quantizer's parameters that have no gradient, from a training batch."""
         _, _, residuals = self._walk(jax.lax.stop_gradient(features))
         self.quantizer.settle([x.reshape(-1, self.channels) for x in residuals], key)
 
@@ -172,10 +173,10 @@ class MultiScaleQuantizer(Module):
         return jnp.concatenate([own.reshape(len(own), -1) for own in codes], 1)
 
     def split(self, sequence: Array) -> LevelCodes:
-        """Returns codes (b, n), or weights of codes (b, n, v), by level: the inverse of `join`.
+        """Returns codes (b, n), or weights over the vocabulary (b, n, v), by level: inverts `join`.
 
         Raises:
-          ValueError: the sequence is not of all levels.
+          ValueError: the sequence does not have the codes of all levels.
         """
         sizes = [h * w for h, w in self.grids]
         if sequence.shape[1] != sum(sizes):
@@ -187,7 +188,7 @@ class MultiScaleQuantizer(Module):
         )
 
     def _vectors(self, codes: Array) -> Float[Array, "... c"]:
-        """Returns the vectors of codes, or their means by weights of all codes."""
+        """Returns the vectors of codes, or their mean by weights over the vocabulary."""
         if jnp.issubdtype(codes.dtype, jnp.integer):
             return self.quantizer.embed(codes)
         return codes @ self.quantizer.embed(jnp.arange(self.vocabulary))
@@ -211,11 +212,11 @@ class MultiScaleQuantizer(Module):
 
 
 def phi_indices(levels: int, phis: int) -> tuple[int, ...]:
-    """Returns for each level the phi that it uses: the one whose tick is nearest.
+    """Returns the index of the phi that each level uses: the one with the nearest tick.
 
-    Level k of K stands at k / (K - 1), a single one at 0. Ticks are spread evenly over [0, 1], from
-    1 / (2 phis) on, but for the four of the release from 1 / (3 phis) on. The first of two equally
-    near ones is taken, in float64 as in the release, where rounding decides.
+    Level k = 0, ..., K - 1 lies at k / (K - 1), a single level at 0. Ticks are evenly spaced in
+    [0, 1]; the first is 1 / (2 phis), or 1 / (3 phis) for 4 phis, as in the release. Ties go to the
+    first tick; distances are float64, as in the release, because rounding can break a tie.
     Source: FoundationVision/VAR models/quant.py `PhiPartiallyShared`.
     """
     start = 1 / 3 / phis if phis == 4 else 1 / 2 / phis

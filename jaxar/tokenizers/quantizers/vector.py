@@ -5,12 +5,12 @@
     straight-through: z + sg(q - z)                                                    (3)
     code = sums / counts,    both moving averages over the vectors that chose it       (4)
 
-sg is a constant to the gradient and |.|^2 a mean over all numbers. In (2) the first term moves the
-codebook and the second, the commitment, the encoder; in (3) the decoder's gradient passes to the
-encoder as if nothing had been quantized.
-A codebook learns by the first term of (2), or is the average (4).
+sg stops the gradient and |.|^2 is a mean over all elements. In (2) the first term trains the
+codebook; the second, the commitment loss, trains the encoder. In (3) the decoder's gradient passes
+to the encoder as if nothing had been quantized. A codebook learns by the first term of (2), or is
+the average (4).
 Source: arXiv 1711.00937, equations 1 to 3 and appendix A.1 for (4);
-FoundationVision/VAR models/quant.py for the side of beta.
+FoundationVision/VAR models/quant.py for the term that has beta.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ LEARNING = ("gradient", "average")
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """What every quantizer offers.
+    """Protocol of quantizers.
 
     Attributes:
-      vocabulary: Number of codes; a code is a whole number below it.
-      channels: Numbers of a vector.
-      settles: Whether it has parameters that no gradient moves, which `settle` sets.
+      vocabulary: Number of codes; a code lies in [0, vocabulary).
+      channels: Channels of a vector.
+      settles: Whether it has parameters without gradient, which `settle` updates.
     """
 
     vocabulary: int
@@ -49,14 +49,14 @@ class Quantizer(Protocol):
         ...
 
     def penalty(self, features: Float[Array, "n c"]) -> Float[Array, ""]:
-        """Returns what keeps the codes in use, given all that was quantized; 0 for nothing."""
+        """Returns a loss that keeps the codes in use, given all quantized vectors; 0 for none."""
         ...
 
     def settle(self, seen: Sequence[Array], key: Array) -> None:
-        """Sets parameters that no gradient moves, after a step of training.
+        """Updates parameters without gradient, after a training step.
 
         Args:
-          seen: What was quantized, (n, c) for each level.
+          seen: The vectors that were quantized, (n, c) for each level.
           key: Randomness.
         """
         ...
@@ -64,15 +64,15 @@ class Quantizer(Protocol):
     def quantize(
         self, features: Float[Array, "... c"]
     ) -> tuple[Int[Array, "..."], Float[Array, "... c"], Float[Array, ""]]:
-        """Returns codes, their vectors with a gradient straight through, and the loss."""
+        """Returns codes, their vectors with a straight-through gradient, and the loss."""
         ...
 
 
 class VectorQuantizer(Module):
     """A codebook, learned by gradient or as an average of the vectors that choose its codes.
 
-    By cosine, a code is chosen by its direction alone and still has its own length: residuals of a
-    residual quantizer need lengths.
+    The cosine distance compares directions only, but codes keep their lengths: a residual
+    quantizer needs them.
     Source: arXiv 1711.00937; FoundationVision/VAR models/quant.py (`using_znorm` is the cosine);
     arXiv 2005.00341, section 3.2, for the restart of dead codes.
     """
@@ -89,21 +89,21 @@ class VectorQuantizer(Module):
         restart: float = 0.0,
         key: Array,
     ):
-        """Draws the codebook uniformly within 1 / vocabulary.
+        """Draws the codebook uniformly from [-1 / vocabulary, 1 / vocabulary].
 
         Args:
           vocabulary: Number of codes.
-          channels: Numbers of a vector.
+          channels: Channels of a vector.
           distance: "euclidean" or "cosine".
-          beta: Weight of the commitment in `quantize`.
+          beta: Weight of the commitment loss in `quantize`.
           learning: "gradient", or "average" for (4).
-          decay: Of the moving averages, those of `restart` too.
-          restart: A code that fewer vectors of a batch choose, on average, starts again as one of
-            the batch; 0 for never.
+          decay: Decay of the moving averages, including the counts for `restart`.
+          restart: A code that fewer vectors per batch choose, on average, is replaced by a vector
+            of the batch; 0 for never.
           key: Randomness of the initial values.
 
         Raises:
-          ValueError: an argument makes no sense.
+          ValueError: an argument is invalid.
         """
         if min(vocabulary, channels) < 1 or min(beta, restart) < 0 or not 0 <= decay < 1:
             raise ValueError(
@@ -128,9 +128,9 @@ class VectorQuantizer(Module):
             self.sums = Param(self.codebook[...] * self.counts[...][:, None])
 
     def distances(self, features: Float[Array, "... c"]) -> Float[Array, "... v"]:
-        """Returns half the squared distance to each code, less a number of the vector's own.
+        """Returns half the squared distance to each code, minus half the vector's squared norm.
 
-        By cosine, that of unit vectors. No gradient passes.
+        The cosine distance uses unit vectors. No gradient passes.
         """
         features, codebook = jax.lax.stop_gradient((features, self.codebook[...]))
         if self.distance == "cosine":
@@ -140,11 +140,11 @@ class VectorQuantizer(Module):
         return lengths - products
 
     def nearest(self, features: Float[Array, "... c"]) -> Int[Array, "..."]:
-        """Returns the nearest code of each vector; the first of several."""
+        """Returns the nearest code of each vector; the first one if tied."""
         return jnp.argmin(self.distances(features), -1).astype(jnp.int32)
 
     def embed(self, codes: Int[Array, "..."]) -> Float[Array, "... c"]:
-        """Returns the vector of each code, which the caller has checked to be in range."""
+        """Returns the vector of each code; the caller checks that codes are in range."""
         codebook = self.codebook[...]
         return (jax.lax.stop_gradient(codebook) if self.averaged else codebook)[codes]
 
@@ -153,10 +153,10 @@ class VectorQuantizer(Module):
         return jnp.zeros(())
 
     def settle(self, seen: Sequence[Array], key: Array) -> None:
-        """Moves the averages (4), and starts dead codes again.
+        """Updates the averages (4), and restarts dead codes.
 
-        Restarts are shared out equally among the levels: by their numbers, the finest would get
-        nearly all, and the coarsest, which have few vectors, would keep sharing a few codes.
+        Each level supplies an equal share of the restarts. In proportion to their sizes, the finest
+        level would supply nearly all, and the few vectors of the coarsest would share few codes.
         """
         if not self.settles:
             return
@@ -166,7 +166,7 @@ class VectorQuantizer(Module):
         codebook = self.codebook[...]
         if self.averaged:
             sums = self._moved(self.sums[...], jnp.matmul(chosen.T, vectors, precision="highest"))
-            known = counts[:, None] > 1e-6  # forgotten codes stay where they are
+            known = counts[:, None] > 1e-6  # unused codes stay unchanged
             codebook = jnp.where(known, sums / jnp.maximum(counts, 1e-6)[:, None], codebook)
         if self.restart:
             dead = counts < self.restart
@@ -180,7 +180,7 @@ class VectorQuantizer(Module):
         return self.decay * average + (1 - self.decay) * new
 
     def _candidates(self, seen: Sequence[Array], key: Array) -> Float[Array, "v c"]:
-        """Returns for each code a vector of the batch, of a level drawn at random."""
+        """Returns a vector of the batch for each code, from a level drawn at random."""
         choice, *keys = jax.random.split(key, 1 + len(seen))
         options = jnp.stack(
             [
@@ -203,7 +203,7 @@ class VectorQuantizer(Module):
 def fit(
     quantized: Float[Array, "..."], features: Float[Array, "..."], beta: float
 ) -> Float[Array, ""]:
-    """Returns (2): beta is the weight of the term that moves the features."""
+    """Returns (2); beta is the weight of the term that trains the features."""
     constant = jax.lax.stop_gradient
     codebook = jnp.mean(jnp.square(quantized - constant(features)))
     return codebook + beta * jnp.mean(jnp.square(constant(quantized) - features))
@@ -217,12 +217,12 @@ def straight_through(
 
 
 def usage(codes: Int[Array, "..."], vocabulary: int) -> Float[Array, ""]:
-    """Returns the share of the vocabulary that occurs among the codes, in [0, 1]."""
+    """Returns the fraction of the vocabulary that occurs among the codes, in [0, 1]."""
     return jnp.mean((_counts(codes, vocabulary) > 0).astype(jnp.float32))
 
 
 def perplexity(codes: Int[Array, "..."], vocabulary: int) -> Float[Array, ""]:
-    """Returns exp(entropy of the codes): from 1 to `vocabulary`, for codes equally in use."""
+    """Returns exp(entropy of the codes): 1 to `vocabulary`, the maximum for uniform use."""
     shares = _counts(codes, vocabulary) / codes.size
     return jnp.exp(-jnp.sum(shares * jnp.log(jnp.where(shares > 0, shares, 1))))
 
@@ -232,5 +232,5 @@ def _counts(codes: Array, vocabulary: int) -> Array:
 
 
 def _unit(x: Array) -> Array:
-    """Returns vectors of length one; nothing stays nothing."""
+    """Returns vectors of unit length; zero vectors stay zero."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
