@@ -20,6 +20,7 @@ from jaxar.nn.module import params_of
 from jaxar.parallel import sharding
 from jaxar.runs import dry_run as table
 from jaxar.runs import setup
+from jaxar.runs.abilities import can
 from jaxar.runs.load import attached
 from jaxar.runs.model import Autoencoder, Origin, sampler
 from jaxar.training.step import compile_step, training_of
@@ -113,7 +114,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
     """
     ready = setup.prepare(config, devices=devices)
     parts = sharding.batch_parts(ready.mesh)
-    if ready.system.shows != "samples":
+    if not can(ready.system, "sample"):
         raise LaunchError(f"{config.name} reconstructs its data and has no sampler: --what=train.")
     if batch % parts:
         raise LaunchError(

@@ -16,15 +16,19 @@ import pytest
 from PIL import Image
 
 import jaxar
-from jaxar import console, main
+from jaxar import console, main, registry
 from jaxar.config import ConfigError
+from jaxar.evaluation import evaluate as evaluation
 from jaxar.evaluation import features, fidelity
 from jaxar.evaluation import sample_set as sampleset
 from jaxar.evaluation.reference import write_reference
 from jaxar.runs import setup
+from jaxar.runs import train as training
+from jaxar.runs.command import Command
 from jaxar.runs.model import Model
+from jaxar.runs.verbs import Flags
 from tests.released import write_inception
-from tests.shrink import system_and_params
+from tests.shrink import shrunk, system_and_params
 
 ROOT = Path(__file__).parents[1]
 FIDELITY = "evaluation=fidelity(samples=30, network='digits', reference='data', batch_size=8)"
@@ -124,13 +128,86 @@ def test_figures_come_with_their_protocol(tmp_path, capsys):
     assert (tmp_path / "result.json").read_bytes() == before
 
 
+def judged_as(config_words, tmp_path, monkeypatch, **flags):
+    """Returns the evaluation that the command line chooses for a model, and its result."""
+    model = model_of(*config_words)
+    monkeypatch.setattr(Command, "model", lambda self: model)
+    chosen = []
+    evaluate = evaluation.evaluate
+    with monkeypatch.context() as patch:
+
+        def noted(model, **options):
+            chosen.append(options["evaluation"])
+            if chosen[0].samples <= 30:
+                return evaluate(model, **options)
+
+        patch.setattr(evaluation, "evaluate", noted)
+        evaluation.run(Command(Flags(workdir=str(tmp_path), **flags), model.config, []))
+    return chosen[0]
+
+
+def test_flags_choose_fidelity_where_the_config_names_something_else(tmp_path, monkeypatch):
+    flags = dict(network="digits", reference="data")
+    for words in ((), ("evaluation=none",)):
+        chosen = judged_as(words, tmp_path, monkeypatch, **flags)
+        assert chosen == fidelity.Fidelity(**flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fields_that_a_config_leaves_out_have_defaults(tmp_path, monkeypatch):
+    """Fidelity with the number of samples alone, on a config that has none, from the flags."""
+    words = ("evaluation=fidelity(samples=20)",)
+    flags = dict(network="digits", reference="data", output=str(tmp_path / "drawn"))
+    chosen = judged_as(words, tmp_path / "run", monkeypatch, **flags)
+    assert (chosen.samples, chosen.batch_size) == (20, 64)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (
+        result["samples"]["count"] == 20 and len(list((tmp_path / "drawn/images").iterdir())) == 20
+    )
+    assert json.loads((tmp_path / "drawn" / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fidelity(network='digits', reference='nowhere.npz')", "nowhere"),
+        ("fidelity(network='digits')", "--reference"),
+        ("fidelity(network='nowhere.pth', reference='data')", "nowhere"),
+        ("recognition(reference='digits(size=8)')", r"\(8, 8, 1\), the model draws \(16, 16, 1\)"),
+        ("recognition(reference='glyphs(size=16, num_classes=36)')", "36 classes"),
+    ],
+)
+def test_what_an_evaluation_lacks_is_found_before_training(words, message, tmp_path):
+    with pytest.raises((ConfigError, OSError), match=message):
+        training.train(shrunk("xar_digits", f"evaluation={words}"), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        dict(name="fidelity", samples=1),
+        dict(name="fidelity", batch_size=0),
+        dict(name="recognition", per_class=0),
+    ],
+)
+def test_evaluations_check_their_fields(part):
+    with pytest.raises(ConfigError, match=f"{list(part)[1]} must be at least"):
+        registry.build("evaluation", part)
+
+
+def test_an_output_belongs_to_fidelity(tmp_path):
+    with pytest.raises(ConfigError, match="fidelity"):
+        jaxar.evaluate(model_of(), workdir=tmp_path, output=tmp_path / "drawn")
+
+
 def test_models_without_images_are_refused_before_anything_is_drawn(tmp_path):
     latents = model_of("autoencoder=kl(weights='')", FIDELITY)
     with pytest.raises(ConfigError, match="give the autoencoder's weights"):
         jaxar.evaluate(latents, workdir=tmp_path)
     config, system, params = system_and_params("kl_glyphs", FIDELITY)
     rebuilt = Model(config, system, params, setup.prepare(config).mesh)
-    with pytest.raises(ConfigError, match="kl_glyphs reconstructs its data"):
+    with pytest.raises(ConfigError, match="kl_glyphs cannot sample; it can reconstruct"):
         jaxar.evaluate(rebuilt, workdir=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -207,7 +284,7 @@ def test_features_are_kept_and_made_anew_for_other_images(tmp_path, monkeypatch)
         (["--network=digits", "--reference=STATISTICS"], "no images"),
         (["--network=digits", "--reference=SAMPLES", "--samples=nowhere"], "neither a folder"),
         (["--network=digits", "--reference=SAMPLES", "--samples=MIXED"], "several sizes"),
-        (["--network=digits", "--reference=SAMPLES", "--config=xar_b"], "leave --config out"),
+        (["--network=digits", "--reference=SAMPLES", "--config=xar_b"], "leave out --config"),
         (["--seed=3"], "--seed belongs to --mode=sample"),
     ],
 )
