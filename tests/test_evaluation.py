@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -128,38 +129,28 @@ def test_figures_come_with_their_protocol(tmp_path, capsys):
     assert (tmp_path / "result.json").read_bytes() == before
 
 
-def judged_as(config_words, tmp_path, monkeypatch, **flags):
-    """Returns the evaluation that the command line chooses for a model, and its result."""
-    model = model_of(*config_words)
-    monkeypatch.setattr(Command, "model", lambda self: model)
+@pytest.mark.parametrize("words", ["recognition(per_class=5)", "none", "fidelity(samples=7)"])
+def test_network_and_reference_choose_fidelity_for_any_config(words, monkeypatch):
+    model = types.SimpleNamespace(config=shrunk("xar_digits", f"evaluation={words}"))
     chosen = []
-    evaluate = evaluation.evaluate
-    with monkeypatch.context() as patch:
-
-        def noted(model, **options):
-            chosen.append(options["evaluation"])
-            if chosen[0].samples <= 30:
-                return evaluate(model, **options)
-
-        patch.setattr(evaluation, "evaluate", noted)
-        evaluation.run(Command(Flags(workdir=str(tmp_path), **flags), model.config, []))
-    return chosen[0]
-
-
-def test_flags_choose_fidelity_where_the_config_names_something_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(Command, "model", lambda self: model)
+    monkeypatch.setattr(evaluation, "evaluate", lambda _, **given: chosen.append(given))
     flags = dict(network="digits", reference="data")
-    for words in ((), ("evaluation=none",)):
-        chosen = judged_as(words, tmp_path, monkeypatch, **flags)
-        assert chosen == fidelity.Fidelity(**flags)
-    assert not list(tmp_path.iterdir())
+    evaluation.run(Command(Flags(**flags), model.config, []))
+    samples = 7 if "samples" in words else 50_000
+    assert chosen[0]["evaluation"] == fidelity.Fidelity(samples, **flags)
 
 
 def test_fields_that_a_config_leaves_out_have_defaults(tmp_path, monkeypatch):
-    """Fidelity with the number of samples alone, on a config that has none, from the flags."""
-    words = ("evaluation=fidelity(samples=20)",)
-    flags = dict(network="digits", reference="data", output=str(tmp_path / "drawn"))
-    chosen = judged_as(words, tmp_path / "run", monkeypatch, **flags)
-    assert (chosen.samples, chosen.batch_size) == (20, 64)
+    model = model_of("evaluation=fidelity(samples=20)")
+    monkeypatch.setattr(Command, "model", lambda self: model)
+    flags = Flags(
+        workdir=str(tmp_path / "run"),
+        network="digits",
+        reference="data",
+        output=str(tmp_path / "drawn"),
+    )
+    evaluation.run(Command(flags, model.config, []))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (
         result["samples"]["count"] == 20 and len(list((tmp_path / "drawn/images").iterdir())) == 20

@@ -124,7 +124,7 @@ class Fidelity:
             replace_text(drawn / RESULT, json.dumps(result, indent=2) + "\n")
         return figures
 
-    def _open(self, model: Model) -> "tuple[FeatureNetwork, Against]":
+    def _open(self, model: Model) -> "tuple[FeatureNetwork, OpenedReference]":
         """Returns network and reference, for a model that samples images."""
         model.require_images()
         mesh = sharding.own_mesh() if distributed.many() else model.mesh
@@ -133,8 +133,8 @@ class Fidelity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Against:
-    """What samples are compared with.
+class OpenedReference:
+    """A reference that samples are compared with: statistics, images, or both.
 
     Attributes:
       facts: Facts about it, for the result file.
@@ -147,7 +147,7 @@ class Against:
     images: Callable[[tuple[int, int]], Images] | None
 
 
-def open_reference(source: str, network: FeatureNetwork, config: Any) -> Against:
+def open_reference(source: str, network: FeatureNetwork, config: Any) -> OpenedReference:
     """Returns the reference that a path or "data" names.
 
     Args:
@@ -168,7 +168,7 @@ def open_reference(source: str, network: FeatureNetwork, config: Any) -> Against
         return _own_data(config)
     path, facts = Path(source), {"name": Path(source).name}
     if path.is_dir():
-        return Against(facts, None, lambda size: collections.open_images(path, size=size))
+        return OpenedReference(facts, None, lambda size: collections.open_images(path, size=size))
     try:
         found = read_reference(path)
     except (OSError, ValueError) as error:
@@ -180,10 +180,10 @@ def open_reference(source: str, network: FeatureNetwork, config: Any) -> Against
             f"with features of {network.name!r}."
         )
     opened = (lambda size: collections.open_images(path)) if found.has_images else None
-    return Against({**facts, "sha256": found.sha256}, found if usable else None, opened)
+    return OpenedReference({**facts, "sha256": found.sha256}, found if usable else None, opened)
 
 
-def _own_data(config: Any) -> Against:
+def _own_data(config: Any) -> OpenedReference:
     """Returns the images of `config.data` as the reference."""
     if config is None or config.autoencoder.name != "none":
         raise ConfigError("--reference=data needs a config whose data are images, not latents.")
@@ -191,14 +191,14 @@ def _own_data(config: Any) -> Against:
     source = open_source(config, **straight)
     name = f"data of {config.name}"
     facts = {"name": name, "fingerprint": loader.fingerprint(source)}
-    return Against(facts, None, lambda size: collections.from_source(source, name))
+    return OpenedReference(facts, None, lambda size: collections.from_source(source, name))
 
 
 def judge(
     samples: Path,
     protocol: dict[str, Any] | None,
     network: FeatureNetwork,
-    reference: Against,
+    reference: OpenedReference,
     folder: Path,
 ) -> dict[str, Any]:
     """Returns the figures of images with their whole protocol.

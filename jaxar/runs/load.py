@@ -98,7 +98,9 @@ def from_weights(config: Any, path: str | Path, *, ema: bool = True) -> Model:
 
 
 def converted(config: Any, ready: Prepared, path: str | Path, *, ema: bool) -> tuple[Params, str]:
-    """Returns the parameters in a released file as NumPy arrays, and the level they stood at.
+    """Returns the parameters of a released file as NumPy arrays, and their level in the file.
+
+    A training checkpoint has several levels, such as "model" and "model_ema".
 
     Raises:
       ConfigError: see `from_weights`.
