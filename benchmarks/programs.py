@@ -19,6 +19,7 @@ from jaxar import config as configs
 from jaxar.core.random import key_for
 from jaxar.parallel import sharding
 from jaxar.runs import setup
+from jaxar.runs.abilities import can
 from jaxar.runs.model import sampler
 from jaxar.training.memory import state_shardings
 from jaxar.training.step import compile_step, training_of
@@ -105,7 +106,7 @@ def sampling(config: Any) -> Program:
     """Returns the sampler of one batch; every run draws the next images."""
     ready = setup.prepare(config)
     system, mesh, count = ready.system, ready.mesh, config.batch_size
-    if system.shows != "samples":
+    if not can(system, "sample"):
         raise BenchmarkError(f"{config.name} reconstructs its data: leave it to --what=train.")
     places = sharding.shardings(jax.eval_shape(system.init, jax.random.key(0)), mesh)
     params = jax.jit(system.init, out_shardings=places)(key_for("init", config.seed))

@@ -89,9 +89,9 @@ PARTS: dict[str, dict[str, str]] = {
         "shifted": "jaxar.flow.time:ShiftedUniform",
     },
     "evaluation": {
-        "none": "jaxar.evaluation.parts:NoEvaluation",
-        "recognition": "jaxar.evaluation.parts:Recognition",
-        "fidelity": "jaxar.evaluation.parts:Fidelity",
+        "none": "jaxar.runs.result:NoEvaluation",
+        "recognition": "jaxar.evaluation.recognition:Recognition",
+        "fidelity": "jaxar.evaluation.fidelity:Fidelity",
     },
     "weights": {
         "xar": "jaxar.systems.image.xar:from_state_dict",

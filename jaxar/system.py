@@ -36,7 +36,6 @@ class System:
       shape: Of one example of the data, such as (h, w, c).
       autoencoder: Template of the network that turns data into tokens, where the tokens cannot be
         made without its parameters; else None.
-      shows: What pictures of the system show: it can `sample`.
     """
 
     network: Any
@@ -45,8 +44,6 @@ class System:
     condition: Condition
     shape: tuple[int, ...]
     autoencoder: Any = None
-
-    shows = "samples"
 
     @property
     def entities(self) -> Entities:

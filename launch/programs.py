@@ -19,6 +19,7 @@ from jaxar.nn.module import params_of
 from jaxar.parallel import sharding
 from jaxar.runs import dry_run as table
 from jaxar.runs import setup
+from jaxar.runs.abilities import can
 from jaxar.runs.model import sampler
 from jaxar.training.step import compile_step, training_of
 from launch import schedule
@@ -112,7 +113,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
     """
     ready = setup.prepare(config, devices=devices)
     parts = sharding.batch_parts(ready.mesh)
-    if ready.system.shows != "samples":
+    if not can(ready.system, "sample"):
         raise LaunchError(f"{config.name} reconstructs its data and has no sampler: --what=train.")
     if batch % parts:
         raise LaunchError(

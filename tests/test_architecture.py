@@ -27,6 +27,7 @@ ORDER = (
     ("runs",),
     ("evaluation",),
     ("main", ""),
+    ("__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 PURE = ("core", "flow", "nn", "heads", "schemes", "objectives", "system")

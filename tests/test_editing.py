@@ -1,4 +1,4 @@
-"""Images made anew in part: what is kept stays, what is drawn sees it, for every kind of walk."""
+"""Editing: kept parts stay, regenerated parts depend on them, for every kind of walk."""
 
 import jax
 import numpy as np

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -16,15 +17,19 @@ import pytest
 from PIL import Image
 
 import jaxar
-from jaxar import console, main
+from jaxar import console, main, registry
 from jaxar.config import ConfigError
+from jaxar.evaluation import evaluate as evaluation
 from jaxar.evaluation import features, fidelity
 from jaxar.evaluation import sample_set as sampleset
 from jaxar.evaluation.reference import write_reference
 from jaxar.runs import setup
+from jaxar.runs import train as training
+from jaxar.runs.command import Command
 from jaxar.runs.model import Model
+from jaxar.runs.verbs import Flags
 from tests.released import write_inception
-from tests.shrink import system_and_params
+from tests.shrink import shrunk, system_and_params
 
 ROOT = Path(__file__).parents[1]
 FIDELITY = "evaluation=fidelity(samples=30, network='digits', reference='data', batch_size=8)"
@@ -124,13 +129,76 @@ def test_figures_come_with_their_protocol(tmp_path, capsys):
     assert (tmp_path / "result.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("words", ["recognition(per_class=5)", "none", "fidelity(samples=7)"])
+def test_network_and_reference_choose_fidelity_for_any_config(words, monkeypatch):
+    model = types.SimpleNamespace(config=shrunk("xar_digits", f"evaluation={words}"))
+    chosen = []
+    monkeypatch.setattr(Command, "model", lambda self: model)
+    monkeypatch.setattr(evaluation, "evaluate", lambda _, **given: chosen.append(given))
+    flags = dict(network="digits", reference="data")
+    evaluation.run(Command(Flags(**flags), model.config, []))
+    samples = 7 if "samples" in words else 50_000
+    assert chosen[0]["evaluation"] == fidelity.Fidelity(samples, **flags)
+
+
+def test_fields_that_a_config_leaves_out_have_defaults(tmp_path, monkeypatch):
+    model = model_of("evaluation=fidelity(samples=20)")
+    monkeypatch.setattr(Command, "model", lambda self: model)
+    flags = Flags(
+        workdir=str(tmp_path / "run"),
+        network="digits",
+        reference="data",
+        output=str(tmp_path / "drawn"),
+    )
+    evaluation.run(Command(flags, model.config, []))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (
+        result["samples"]["count"] == 20 and len(list((tmp_path / "drawn/images").iterdir())) == 20
+    )
+    assert json.loads((tmp_path / "drawn" / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fidelity(network='digits', reference='nowhere.npz')", "nowhere"),
+        ("fidelity(network='digits')", "--reference"),
+        ("fidelity(network='nowhere.pth', reference='data')", "nowhere"),
+        ("recognition(reference='digits(size=8)')", r"\(8, 8, 1\), the model draws \(16, 16, 1\)"),
+        ("recognition(reference='glyphs(size=16, num_classes=36)')", "36 classes"),
+    ],
+)
+def test_what_an_evaluation_lacks_is_found_before_training(words, message, tmp_path):
+    with pytest.raises((ConfigError, OSError), match=message):
+        training.train(shrunk("xar_digits", f"evaluation={words}"), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        dict(name="fidelity", samples=1),
+        dict(name="fidelity", batch_size=0),
+        dict(name="recognition", per_class=0),
+    ],
+)
+def test_evaluations_check_their_fields(part):
+    with pytest.raises(ConfigError, match=f"{list(part)[1]} must be at least"):
+        registry.build("evaluation", part)
+
+
+def test_an_output_belongs_to_fidelity(tmp_path):
+    with pytest.raises(ConfigError, match="fidelity"):
+        jaxar.evaluate(model_of(), workdir=tmp_path, output=tmp_path / "drawn")
+
+
 def test_models_without_images_are_refused_before_anything_is_drawn(tmp_path):
     latents = model_of("autoencoder=kl(weights='')", FIDELITY)
     with pytest.raises(ConfigError, match="give the autoencoder's weights"):
         jaxar.evaluate(latents, workdir=tmp_path)
     config, system, params = system_and_params("kl_glyphs", FIDELITY)
     rebuilt = Model(config, system, params, setup.prepare(config).mesh)
-    with pytest.raises(ConfigError, match="kl_glyphs reconstructs its data"):
+    with pytest.raises(ConfigError, match="kl_glyphs cannot sample; it can reconstruct"):
         jaxar.evaluate(rebuilt, workdir=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -207,7 +275,7 @@ def test_features_are_kept_and_made_anew_for_other_images(tmp_path, monkeypatch)
         (["--network=digits", "--reference=STATISTICS"], "no images"),
         (["--network=digits", "--reference=SAMPLES", "--samples=nowhere"], "neither a folder"),
         (["--network=digits", "--reference=SAMPLES", "--samples=MIXED"], "several sizes"),
-        (["--network=digits", "--reference=SAMPLES", "--config=xar_b"], "leave --config out"),
+        (["--network=digits", "--reference=SAMPLES", "--config=xar_b"], "leave out --config"),
         (["--seed=3"], "--seed belongs to --mode=sample"),
     ],
 )

@@ -1,5 +1,7 @@
 """The command line: what it says, how fast, and with which exit code."""
 
+import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -12,7 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxar import checkpoint
+from jaxar import checkpoint, main
+from jaxar.config import ConfigError
+from jaxar.runs import reconstruct, setup, verbs
+from jaxar.runs.model import Model
+from jaxar.runs.verbs import VERBS
+from tests.shrink import arrays, system_and_params
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/xar_digits.py"
@@ -49,6 +56,104 @@ def test_help_is_fast_and_imports_no_jax():
     done = call("--help")
     assert done.returncode == 0 and "--config" in done.stdout
     assert time.monotonic() - began < 2
+
+
+def test_the_package_is_the_command_line_and_a_verb_explains_its_own_flags():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxar", "edit", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--mask" in done.stdout and "--config" in done.stdout
+    assert "--network" not in done.stdout and "--mode" not in done.stdout
+
+
+def given(*names):
+    """Returns words that give flags a value."""
+    return [f"--{name}=1" for name in names]
+
+
+def needed(verb):
+    return [need.split(" or ")[0] for need in VERBS[verb].needs]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_a_word_or_a_mode(verb):
+    words = [*given(*needed(verb)), "--config.steps=3", "--tokenizer=x"]
+    spelled = main.read([verb, *words])
+    name, flags, overrides = main.read([*words, f"--mode={verb}"])
+    assert spelled == (name, dataclasses.replace(flags, mode=None), overrides)
+    assert name == verb and overrides == ["steps=3", "autoencoder.weights='x'"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_takes_its_flags_and_refuses_those_of_others(verb):
+    row, needs = VERBS[verb], needed(verb)
+    _, flags, _ = main.read([verb, *given(*{*needs, *row.flags})])
+    assert all(getattr(flags, name) is not None for name in row.flags)
+    for name in {name for other in VERBS.values() for name in other.flags} - {*row.flags}:
+        with pytest.raises(ConfigError) as error:
+            main.read([verb, *given(*needs, name)])
+        text = str(error.value)
+        assert text.startswith(f"--{name} belongs to --mode=") and text.endswith(f"--mode={verb}.")
+        assert all(f"--mode={other}" in text for other in verbs.users(name))
+    for name in needs:
+        with pytest.raises(ConfigError, match=f"--mode={verb} needs --.*{name}"):
+            main.read([verb, *given(*(other for other in needs if other != name))])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_function_of_a_verb_is_there(verb):
+    module, function = VERBS[verb].run.split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smaple", "--config=x"], "no verb 'smaple'.*sample"),
+        (["sample", "--mode=edit", "--config=x"], "once: sample or --mode=edit"),
+        ([], "--mode=train needs --config"),
+    ],
+)
+def test_verbs_that_are_none(words, message):
+    with pytest.raises(ConfigError, match=message):
+        main.read(words)
+
+
+def test_the_first_word_is_no_value_of_a_field():
+    _, _, overrides = main.read(["--config.steps", "3", "--config=x"])
+    assert overrides == ["steps=3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "text"),
+    [
+        ("kl_glyphs", "sample", "kl_glyphs cannot sample; it can reconstruct."),
+        ("xar_digits", "reconstruct", "xar_digits cannot reconstruct; it can sample."),
+    ],
+)
+def test_a_verb_that_a_model_cannot_do_is_refused(name, verb, text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main([verb, f"--config={name}", f"--workdir={tmp_path}"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"jaxar: {text}\n"
+
+
+def test_reconstructions_stand_below_their_examples(tmp_path):
+    config, system, params = system_and_params(
+        "kl_glyphs", "data_shape=(8,8,1)", "model.multipliers=(1,)", "model.encoder_attention=()"
+    )
+    model = Model(config, system, params, setup.prepare(config).mesh)
+    source = arrays(config)
+    images = np.stack([source.read(i, np.random.default_rng(0))["data"] for i in range(4)])
+    made = model.reconstruct(images)
+    assert made.shape == images.shape and np.abs(made).max() <= 1
+    rows = reconstruct._interleaved(images, made, 2)
+    expected = np.concatenate([images[:2], made[:2], images[2:], made[2:]])
+    np.testing.assert_array_equal(rows, expected)
+    reconstruct.draw({"": model}, source, tmp_path / "a.png", seed=1)
+    reconstruct.draw({"": model}, source, tmp_path / "b.png", seed=1)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_importing_the_package_imports_no_jax():

@@ -13,14 +13,14 @@ import scipy.linalg
 from jaxar.core import resize
 from jaxar.evaluation import digits, inception, reference, scores
 from jaxar.evaluation import inception_weights as table
-from jaxar.evaluation.frechet import Gaussian, Moments, frechet_distance
+from jaxar.evaluation.frechet import Gaussian, RunningMoments, frechet_distance
 from jaxar.tree import nest, paths
 
 RNG = np.random.default_rng(0)
 
 
 def moments(*chunks):
-    taken = Moments()
+    taken = RunningMoments()
     for chunk in chunks:
         taken.add(chunk)
     return taken
@@ -67,7 +67,7 @@ def test_distance_of_diagonal_gaussians():
 
 def test_moments_do_not_depend_on_chunks_and_survive_a_large_mean():
     features = (RNG.normal(size=(1000, 8)) + 1e6).astype(np.float64)
-    merged, empty = moments(features[:300]), Moments()
+    merged, empty = moments(features[:300]), RunningMoments()
     merged.merge(moments(*np.split(features[300:], 7)))
     merged.merge(empty)
     empty.merge(merged)
@@ -88,7 +88,7 @@ def test_unusable_moments_are_refused():
         frechet_distance(moments(RNG.normal(size=(5, 4))), three)
     with pytest.raises(ValueError, match="not finite"):
         three.add(np.full((2, 3), np.nan))
-    with pytest.raises(ValueError, match="4 numbers"):
+    with pytest.raises(ValueError, match="dimension 4"):
         three.add(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="not finite"):
         frechet_distance(three, Gaussian(np.zeros(3), np.full((3, 3), np.inf)))
@@ -362,7 +362,7 @@ HOSTILE = {
     "holds neither": {"other": np.ones(3)},
     "lacks sigma": {"mu": np.ones(3)},
     "lacks mu_s": {**statistics(3), "sigma_s": np.eye(3)},
-    "mean of 3 numbers": {"mu": np.ones(3), "sigma": np.eye(2)},
+    "mean of dimension 3": {"mu": np.ones(3), "sigma": np.eye(2)},
     "1-d statistics": {"mu": np.ones((3, 1)), "sigma": np.eye(3)},
     "instead of float32": {"mu": np.ones(3, int), "sigma": np.eye(3)},
     "not finite": {"mu": np.full(3, np.nan), "sigma": np.eye(3)},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxar.runs.picture import curve, grid, to_pil, to_uint8
+from jaxar.runs.picture import curve, grid, save_grids, to_pil, to_uint8
 
 GAP_COLOUR = (90, 90, 90)
 
@@ -95,6 +95,18 @@ def test_row_names_take_a_margin_of_their_own():
     middles = [(2 + row * 10) * 2 + 8 for row in range(2)]
     assert all(written[middle - 6 : middle + 6].any() for middle in middles)
     assert not written[: middles[0] - 8].any() and not written[middles[1] + 8 :].any()
+
+
+def test_grids_stand_side_by_side_and_latents_are_kept_as_arrays(tmp_path):
+    images, latents = tiles(4, 8, 8, 1), tiles(4, 2, 2, 16)
+    written = save_grids({"raw": images, "average": images}, tmp_path / "two.png", columns=2)
+    with Image.open(written) as picture:
+        assert picture.size[0] == 2 * grid(images, columns=2).width
+    written = save_grids({"": latents}, tmp_path / "one.png", columns=2)
+    assert written.name == "one.npy" and not (tmp_path / "one.png").exists()
+    np.testing.assert_array_equal(np.load(written), latents)
+    written = save_grids({"raw": latents, "average": latents}, tmp_path / "one.png", columns=2)
+    np.testing.assert_array_equal(np.load(written), np.stack([latents, latents]))
 
 
 # Curves.

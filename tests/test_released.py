@@ -19,6 +19,7 @@ from jaxar.config import ConfigError
 from jaxar.heads.flow import Solving
 from jaxar.nn.module import bind
 from jaxar.objectives.perceptual import perceptual_distance
+from jaxar.runs import convert as converting
 from jaxar.runs import export as exporting
 from jaxar.runs import load as loading
 from jaxar.runs import picture
@@ -108,7 +109,7 @@ def test_converted_weights_are_a_run(files, model, tmp_path):
     chex.assert_trees_all_equal(converted.autoencoder.params, model.autoencoder.params)
     assert converted.step == 0
     with pytest.raises(ConfigError, match="holds a run already"):
-        exporting.convert(model.config, files[0], workdir=tmp_path)
+        converting.convert(model.config, files[0], workdir=tmp_path)
     with pytest.raises(ConfigError, match="holds converted weights, no 'params'"):
         jaxar.load("xar_b", workdir=tmp_path, ema=False)
 

@@ -26,8 +26,6 @@ WIDTH = 8
 class Toy:
     """Two matrices that learn to give back what went in, with dropout between them."""
 
-    shows = "samples"
-
     def init(self, key):
         up, down = jax.random.split(key)
         return {

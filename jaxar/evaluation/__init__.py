@@ -1,1 +1,1 @@
-"""Figures of what models make, and the protocols behind them."""
+"""Evaluations: parts that measure a model, and the figures and protocols behind them."""

@@ -1,7 +1,7 @@
-"""Features for where no Inception weights are at hand: those of a small reader of digits.
+"""Features of a small classifier of digits, for use without Inception weights.
 
-The Frechet distance of these is called `frechet_distance_digits`. It is not FID, compares with
-nothing published, and means something for images of digits only.
+Their Frechet distance is called `frechet_distance_digits`. It is not FID, compares with nothing
+published, and is meaningful for images of digits only.
 """
 
 import functools
@@ -13,23 +13,23 @@ from jaxar.core.resize import area_weights
 SIZE = 16
 FEATURES = 64
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""Shares of red, green and blue in grey, as in Pillow and ITU-R BT.601."""
+"""Weights of red, green and blue in grey: ITU-R BT.601, as in Pillow."""
 
 
 def digit_features(images: np.ndarray) -> np.ndarray:
     """Returns the (n, 64) float32 hidden activations of the classifier, the same in every run.
 
     Args:
-      images: (n, h, w, 3) or (n, h, w, 1) uint8, light digits on dark ground, of any size; they are
-        brought to grey and, by averaging, to 16 x 16.
+      images: (n, h, w, 3) or (n, h, w, 1) uint8, light digits on a dark background, of any size;
+        they are converted to grey and averaged to 16 x 16.
 
     Raises:
-      ValueError: they are no such images.
+      ValueError: shape or dtype is another.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(
-            f"images are uint8 (n, h, w, 1 or 3), not {images.dtype} of shape {images.shape}."
+            f"images must be uint8 (n, h, w, 1 or 3), not {images.dtype} of shape {images.shape}."
         )
     grey = images[..., 0] if images.shape[3] == 1 else images @ LUMA
     kernel, bias = _hidden_layer()
@@ -41,8 +41,8 @@ def digit_features(images: np.ndarray) -> np.ndarray:
 def _hidden_layer() -> tuple[np.ndarray, np.ndarray]:
     """Returns kernel (256, 64) and bias (64,) of the classifier.
 
-    It is fitted on scikit-learn's 8 x 8 digits, made smooth at 14 x 14, with one pixel of ground
-    around them, as the `digits` data of this project stand in 16 x 16.
+    It is fitted on scikit-learn's 8 x 8 digits, enlarged to 14 x 14 with one pixel of background
+    around them, as in the `digits` data of 16 x 16.
     """
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier
@@ -63,6 +63,6 @@ def _hidden_layer() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resized(grey: np.ndarray, size: int) -> np.ndarray:
-    """Returns images (n, h, w) as (n, size, size), each pixel the mean of those it covers."""
+    """Returns images (n, h, w) resized to (n, size, size) by area averaging."""
     rows, columns = (area_weights(side, size) for side in grey.shape[1:])
     return rows @ grey @ columns.T

@@ -1,4 +1,4 @@
-"""Features of many images on disk: computed once, chunk by chunk, whatever interrupts it."""
+"""Features of many images, computed chunk by chunk and kept on disk through interruptions."""
 
 import dataclasses
 import hashlib
@@ -21,19 +21,19 @@ from jaxar.files import Replacing, replace_text, sha256
 from jaxar.parallel import distributed, sharding
 
 CHUNK = 1000
-"""Images in a file of features."""
+"""Images in each file of features."""
 
 BATCH = 50
-"""Images a device takes at a time."""
+"""Images in a batch of one device."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """What turns images into features.
+class FeatureNetwork:
+    """A network that embeds images.
 
     Attributes:
       name: "inception" or "digits".
-      facts: What decides about the features, for the result file.
+      facts: Everything that the features depend on, for the result file.
       run: Function from uint8 (n, h, w, 3) to arrays (n, d) by name: "pool", and for Inception
         "spatial" and "logits".
     """
@@ -43,15 +43,15 @@ class Network:
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def open_network(source: str, mesh: Mesh) -> Network:
-    """Returns the network of a weights file, or the digits classifier for "digits".
+def open_network(source: str, mesh: Mesh) -> FeatureNetwork:
+    """Returns the Inception network of a weights file, or the digits classifier for "digits".
 
     Args:
       source: File in torch-fidelity's, pytorch-fid's or TensorFlow's layout, or "digits".
-      mesh: Devices that share the images.
+      mesh: Devices that divide the images.
 
     Raises:
-      ConfigError: no file is given, or it does not hold the 2015 Inception network.
+      ConfigError: no file is given, or it holds another network than the 2015 Inception.
     """
     if not source:
         raise ConfigError(
@@ -62,21 +62,21 @@ def open_network(source: str, mesh: Mesh) -> Network:
         )
     if source == "digits":
         facts = {"name": "digits", "what": "64 hidden units of a classifier of 16 x 16 digits"}
-        return Network("digits", facts, lambda images: {"pool": digit_features(images)})
+        return FeatureNetwork("digits", facts, lambda images: {"pool": digit_features(images)})
     try:
         params = jax.device_put(read_inception(source), sharding.replicated(mesh))
     except ValueError as error:
         raise ConfigError(f"--network: {error}") from error
     facts = {"name": "inception-2015", "file": Path(source).name, "sha256": sha256(source)}
-    return Network("inception", facts, _runner(params, mesh))
+    return FeatureNetwork("inception", facts, _runner(params, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features of a set of images, read from disk when asked for.
+    """Features of a set of images, which are read from disk when they are used.
 
     Attributes:
-      files: A file a chunk.
+      files: One file for each chunk.
       facts: Name, count, size and a hash of the images, for the result file.
     """
 
@@ -94,16 +94,16 @@ class Features:
         return np.concatenate(list(self.stream(name)))
 
 
-def compute(images: Images, network: Network, folder: Path, name: str) -> Features:
-    """Returns the features of images, of which the chunks found in `folder` are not made anew.
+def compute(images: Images, network: FeatureNetwork, folder: Path, name: str) -> Features:
+    """Returns the features of images; chunks that `folder` already holds are not recomputed.
 
-    Processes share the chunks out among themselves; the folder is one that all of them see.
+    Several processes divide the chunks; all of them must see the folder.
 
     Args:
-      images: What to look at.
-      network: Who looks.
-      folder: Where the files are kept.
-      name: Beginning of their names.
+      images: Images to embed.
+      network: Feature network.
+      folder: Folder for the files.
+      name: Prefix of their names.
     """
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,12 +124,12 @@ def compute(images: Images, network: Network, folder: Path, name: str) -> Featur
             extra = {"digest": np.frombuffer(digest, np.uint8), "size": size}
             np.savez(file, **{**arrays, **extra})  # pyright: ignore: one of these is allow_pickle
         bar.count(min((i + 1) * CHUNK, images.count))
-    distributed.meet(f"{name} are looked at")
+    distributed.meet(f"{name} are embedded")
     return Features(files, _facts(images, files))
 
 
 def _facts(images: Images, files: list[Path]) -> dict[str, Any]:
-    """Returns what the result file says of images."""
+    """Returns the facts about images for the result file."""
     total = hashlib.sha256()
     for file in files:
         with np.load(file, allow_pickle=False) as arrays:
@@ -145,18 +145,18 @@ def _facts(images: Images, files: list[Path]) -> dict[str, Any]:
 
 
 def _forget_others(folder: Path, name: str, facts: Any) -> None:
-    """Removes features that were made of other images or by another network."""
+    """Removes features of other images or of another network."""
     path = folder / f"{name}.json"
     text = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if path.exists() and path.read_text() != text:
-        say("features", f"those of other images or another network in {folder} are made anew")
+        say("features", f"those in {folder} are of other images or another network: recomputed")
         for file in folder.glob(f"{name}-*.npz"):
             file.unlink()
     replace_text(path, text)
 
 
 def _runner(params: Any, mesh: Mesh) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Returns the function that spreads images over the devices, the same number at a time."""
+    """Returns the function that embeds images on all devices, in batches of one shape."""
     place, parts = sharding.batch_sharding(mesh), sharding.batch_parts(mesh)
 
     @jax.jit
@@ -175,7 +175,7 @@ def _runner(params: Any, mesh: Mesh) -> Callable[[np.ndarray], dict[str, np.ndar
             part = images[start : start + batch]
             filled = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)])
             found.append(run(params, jax.device_put(filled, place)))
-        found = jax.device_get(found)  # waits here, when all are on their way
+        found = jax.device_get(found)  # waits here, after all batches are dispatched
         names = found[0].keys()
         return {key: np.concatenate([f[key] for f in found])[: len(images)] for key in names}
 

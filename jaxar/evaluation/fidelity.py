@@ -1,11 +1,13 @@
-"""FID and its kin: features of samples against those of real images, with the whole protocol.
+"""FID and related figures: features of samples against those of real images, with the protocol.
 
-A figure is worth what is known of how it was made, so none stands alone. Nothing that is returned
-depends on when, how fast or how often interrupted it was made.
+A figure means little without the protocol that it was measured by, so none is returned alone.
+Results do not depend on when, how fast or with how many interruptions they were computed.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,19 @@ from jaxar.console import say
 from jaxar.data import loader
 from jaxar.evaluation import images as collections
 from jaxar.evaluation import scores
-from jaxar.evaluation.features import Features, Network, compute
-from jaxar.evaluation.frechet import Gaussian, Moments, Normal, frechet_distance
+from jaxar.evaluation.features import FeatureNetwork, Features, compute, open_network
+from jaxar.evaluation.frechet import Gaussian, Normal, RunningMoments, frechet_distance
 from jaxar.evaluation.images import Images
 from jaxar.evaluation.reference import Reference, read_reference
+from jaxar.evaluation.sample_set import IMAGES, sample_set, sampling_protocol
+from jaxar.files import replace_text
+from jaxar.parallel import distributed, sharding
+from jaxar.runs.model import Model
+from jaxar.runs.result import RESULT, result_of
 from jaxar.runs.setup import open_source
 
 FEW = 2048
-"""Fewer samples than Inception has features make a covariance of low rank, and FID biased."""
+"""Below this number of samples, that of Inception's features, the covariance is singular."""
 
 RULES = {
     "resize": "bilinear as in TensorFlow 1 (corners at pixel 0, no antialiasing), to 299 x 299",
@@ -35,7 +42,6 @@ RULES = {
     "precision_recall": "3 nearest neighbours, all samples against all reference images",
     "kid": "100 subsets of 1,000, RandomState(2020), cubic kernel, unbiased (torch-fidelity)",
 }
-
 
 NAMES = {
     "fid": "FID",
@@ -48,21 +54,90 @@ NAMES = {
 }
 
 REAL_IMAGES = ("precision", "recall", "kid", "kid_std")
-"""Figures that statistics of real images are not enough for."""
+"""Figures that need real images, not only their statistics."""
 
 SUBSET = 1000
-"""Images of a subset whose kernel distance is measured."""
+"""Images in each subset of the kernel distance."""
 
 SHUFFLE = 2020
 """Seed of the order in which torch-fidelity splits samples for the Inception Score."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Against:
-    """What samples are compared with.
+class Fidelity:
+    """Draws samples and compares their features with those of real images: FID and related figures.
 
     Attributes:
-      facts: For the result file.
+      samples: Number of samples, the same number of each class up to one.
+      network: File with the weights of the 2015 Inception network; or "digits", a small classifier
+        of digits, whose Frechet distance has its own name and compares with nothing published.
+      reference: Statistics (.npz of ADM, torch-fidelity or pytorch-fid), images (.npz or a folder),
+        or "data" for `config.data`.
+      batch_size: Samples drawn at a time.
+      output: Folder for samples, features and their result; by default one in the folder of the
+        run, named by a hash of everything that the samples depend on.
+    """
+
+    samples: int = 50_000
+    network: str = ""
+    reference: str = ""
+    batch_size: int = 64
+    output: str = ""
+
+    def __post_init__(self):
+        if self.samples < 2:
+            raise ValueError(f"samples must be at least 2, not {self.samples}.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
+
+    @property
+    def complete(self) -> bool:
+        """Whether a feature network is named, without which training ends without figures."""
+        return bool(self.network)
+
+    def check(self, model: Model) -> None:
+        """Checks that the model samples images, and that network and reference can be opened.
+
+        Raises:
+          ConfigError: one of these fails.
+        """
+        self._open(model)
+
+    def run(self, model: Model, folder: Path) -> dict[str, Any]:
+        """Returns the figures of new samples; a call that was interrupted goes on with its samples.
+
+        Args:
+          model: The model.
+          folder: Folder of the run.
+
+        Raises:
+          ConfigError: see `check`, or `output` holds samples of another protocol.
+        """
+        network, reference = self._open(model)  # what is missing is found before samples are drawn
+        protocol = sampling_protocol(model, count=self.samples, seed=model.config.seed + 1)
+        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+        drawn = Path(self.output) if self.output else folder / f"evaluation-{digest[:8]}"
+        sample_set(model, drawn, protocol, batch_size=self.batch_size)
+        figures = judge(drawn / IMAGES, protocol, network, reference, drawn)
+        if distributed.first():
+            result = result_of(model, folder, figures)
+            replace_text(drawn / RESULT, json.dumps(result, indent=2) + "\n")
+        return figures
+
+    def _open(self, model: Model) -> "tuple[FeatureNetwork, OpenedReference]":
+        """Returns network and reference, for a model that samples images."""
+        model.require_images()
+        mesh = sharding.own_mesh() if distributed.many() else model.mesh
+        network = open_network(self.network, mesh)
+        return network, open_reference(self.reference, network, model.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedReference:
+    """A reference that samples are compared with: statistics, images, or both.
+
+    Attributes:
+      facts: Facts about it, for the result file.
       statistics: Moments that were computed elsewhere, or None.
       images: Opens real images at the (height, width) of the samples; None where there are none.
     """
@@ -72,22 +147,28 @@ class Against:
     images: Callable[[tuple[int, int]], Images] | None
 
 
-def open_reference(source: str, network: Network, config: Any) -> Against:
+def open_reference(source: str, network: FeatureNetwork, config: Any) -> OpenedReference:
     """Returns the reference that a path or "data" names.
 
+    Args:
+      source: See `Fidelity.reference`.
+      network: Feature network of the samples.
+      config: The whole config, for "data"; None where there is none.
+
     Raises:
-      ConfigError: it is missing, or holds nothing this network can be compared by.
+      ConfigError: the reference is missing, or has nothing that features of this network can be
+        compared with.
     """
     if not source:
         raise ConfigError(
-            "Samples have to be compared with something: set --reference to statistics (.npz of "
+            "There is no reference to compare samples with: set --reference to statistics (.npz of "
             "ADM, torch-fidelity or pytorch-fid), to images (.npz or a folder), or to 'data'."
         )
     if source == "data":
         return _own_data(config)
     path, facts = Path(source), {"name": Path(source).name}
     if path.is_dir():
-        return Against(facts, None, lambda size: collections.open_images(path, size=size))
+        return OpenedReference(facts, None, lambda size: collections.open_images(path, size=size))
     try:
         found = read_reference(path)
     except (OSError, ValueError) as error:
@@ -99,28 +180,36 @@ def open_reference(source: str, network: Network, config: Any) -> Against:
             f"with features of {network.name!r}."
         )
     opened = (lambda size: collections.open_images(path)) if found.has_images else None
-    return Against({**facts, "sha256": found.sha256}, found if usable else None, opened)
+    return OpenedReference({**facts, "sha256": found.sha256}, found if usable else None, opened)
 
 
-def _own_data(config: Any) -> Against:
-    """Returns the images of the config's data as the reference."""
+def _own_data(config: Any) -> OpenedReference:
+    """Returns the images of `config.data` as the reference."""
     if config is None or config.autoencoder.name != "none":
         raise ConfigError("--reference=data needs a config whose data are images, not latents.")
     straight = {"flip": False} if "flip" in config.data else {}
     source = open_source(config, **straight)
     name = f"data of {config.name}"
     facts = {"name": name, "fingerprint": loader.fingerprint(source)}
-    return Against(facts, None, lambda size: collections.from_source(source, name))
+    return OpenedReference(facts, None, lambda size: collections.from_source(source, name))
 
 
 def judge(
     samples: Path,
     protocol: dict[str, Any] | None,
-    network: Network,
-    reference: Against,
+    network: FeatureNetwork,
+    reference: OpenedReference,
     folder: Path,
 ) -> dict[str, Any]:
-    """Returns the figures of the images in `samples`, with their whole protocol."""
+    """Returns the figures of images with their whole protocol.
+
+    Args:
+      samples: Folder or .npz of the images.
+      protocol: How they were drawn; None where that is not known.
+      network: Feature network.
+      reference: What to compare them with.
+      folder: Folder in which features are kept.
+    """
     made = compute(collections.open_images(samples), network, folder / "features", "samples")
     real, facts = None, dict(reference.facts)
     if reference.images is not None:
@@ -130,7 +219,7 @@ def judge(
     if network.name == "inception":
         figures, left_out = _inception_figures(made, real, reference.statistics)
     else:
-        assert real is not None  # `open_reference` has seen to it
+        assert real is not None  # `open_reference` has checked that
         distance = frechet_distance(_moments(made, "pool"), _moments(real, "pool"))
         figures, left_out = {"frechet_distance_digits": distance}, {}
     warnings = []
@@ -156,10 +245,10 @@ def judge(
 def _inception_figures(
     made: Features, real: Features | None, statistics: Reference | None
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Returns the figures by name, and why those that are missing are."""
+    """Returns the figures by name, and for each figure left out the reason."""
     figures, left_out = {}, {}
     pool = _real_moments(real, statistics, "pool")
-    assert pool is not None  # `open_reference` has seen to it
+    assert pool is not None  # `open_reference` has checked that
     figures["fid"] = frechet_distance(_moments(made, "pool"), pool)
     spatial = _real_moments(real, statistics, "spatial")
     if spatial is None:
@@ -184,13 +273,13 @@ def _inception_figures(
     for names, compute_pair in pairs.items():
         try:
             figures.update(zip(names, compute_pair(), strict=True))
-        except ValueError as error:  # too few images for it
+        except ValueError as error:  # too few images
             left_out.update(dict.fromkeys(names, str(error)))
     return figures, left_out
 
 
 def _real_moments(real: Features | None, statistics: Reference | None, name: str) -> Normal | None:
-    """Returns the moments of real features: those that were given, else those of the images."""
+    """Returns the moments of real features: the given statistics, or else those of the images."""
     if statistics is None:
         return _moments(real, name) if real else None
     if name == "pool":
@@ -200,8 +289,9 @@ def _real_moments(real: Features | None, statistics: Reference | None, name: str
     return None if mean is None or covariance is None else Gaussian(mean, covariance)
 
 
-def _moments(features: Features, name: str) -> Moments:
-    moments = Moments()
+def _moments(features: Features, name: str) -> RunningMoments:
+    """Returns the moments of the features of one name."""
+    moments = RunningMoments()
     for chunk in features.stream(name):
         moments.add(chunk)
     return moments
@@ -214,7 +304,7 @@ def _tell(
     made: Features,
     reference: dict[str, Any],
 ) -> None:
-    """Prints the figures, never without what they are of."""
+    """Prints the figures, with the number of samples and the reference."""
     said = ", ".join(f"{NAMES[key]} {value:.4g}" for key, value in figures.items() if key in NAMES)
     say("result", f"{said} ({made.facts['count']:,} samples against {reference['name']})")
     for key, why in left_out.items():

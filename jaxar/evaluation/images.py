@@ -1,4 +1,4 @@
-"""Collections of images to be judged: a folder, an .npz, or a data source; read in chunks."""
+"""Images to evaluate, from a folder, an .npz or a data source, which are read in chunks."""
 
 import dataclasses
 import itertools
@@ -23,11 +23,11 @@ class Images:
     """Images in a fixed order.
 
     Attributes:
-      name: What they are, for the result file.
-      count: How many.
-      stamp: Changes when they do: names, sizes and times of files.
-      chunks: chunks(size, first) yields uint8 (n, h, w, 3) arrays of `size` images, the last
-        shorter, from chunk number `first` on.
+      name: Name for the result file.
+      count: Number of images.
+      stamp: A value that changes with the images: names, sizes and times of files.
+      chunks: chunks(size, first) yields uint8 (n, h, w, 3) arrays of `size` images from chunk
+        number `first` on; the last may be shorter.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Images:
 
 
 def open_images(path: str | Path, *, size: tuple[int, int] | None = None) -> Images:
-    """Returns the images of a folder, of its subfolders too, or of `arr_0` in an .npz.
+    """Returns the images of a folder and its subfolders, or of `arr_0` in an .npz.
 
     Args:
       path: Folder or .npz.
-      size: (height, width) that images of a folder are brought to by ADM's centre crop; None where
-        they all have one size already.
+      size: (height, width) to which images of a folder are resized by ADM's centre crop; None where
+        all have one size already.
 
     Raises:
-      ConfigError: there is nothing there, or no image in it.
+      ConfigError: the path does not exist, or it has no images.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,11 +70,12 @@ def from_source(source: Any, name: str) -> Images:
 
 
 def coloured(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 images (..., h, w, 3); grey ones, (..., h, w, 1), three times the same."""
+    """Returns uint8 images (..., h, w, 3); grey ones, (..., h, w, 1), repeat their channel."""
     return np.broadcast_to(images, (*images.shape[:-1], 3)) if images.shape[-1] == 1 else images
 
 
 def _folder(path: Path, size: tuple[int, int] | None) -> Images:
+    """Returns the images of a folder; see `open_images`."""
     files = sorted(
         os.path.join(folder, file)
         for folder, _, names in os.walk(path)
@@ -97,8 +98,8 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Images:
             sizes = {image.shape[:2] for image in images}
             if len(sizes) > 1:
                 raise ConfigError(
-                    f"{path} holds images of several sizes, such as {sorted(sizes)[:2]}: samples "
-                    "have to be of one size."
+                    f"{path} holds images of several sizes, such as {sorted(sizes)[:2]}: all "
+                    "samples must have one size."
                 )
             yield np.stack(images)
 
@@ -107,6 +108,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Images:
 
 
 def _array(path: Path) -> Images:
+    """Returns the images of an .npz; see `open_images`."""
     try:
         count, _ = image_batches(path, 1)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The Inception network of 2015, whose features FID, Inception Score and their kin compare.
+"""The Inception network of 2015, on whose features FID, Inception Score and others are defined.
 
-Not the network of the paper to the letter: its average pools leave the padding out, and the pool of
-the last block takes the maximum. Names of blocks and convolutions are those of PyTorch's port.
+It differs from the paper's network: average pools do not count padding, and the pool of the last
+block takes the maximum. Names of blocks and convolutions are those of PyTorch's port.
 
 Source: arXiv:1512.00567; the graph inception-2015-12-05 of TensorFlow, as torch-fidelity runs it.
 """
@@ -19,7 +19,7 @@ from jaxar.typing import Array, Float, Params, UInt8
 SIDE = 299
 EPSILON = 1e-3
 SPATIAL_CHANNELS = 7
-"""Channels of `Mixed_6d`'s first branch that ADM's sFID looks at: 17 x 17 x 7 = 2,023 numbers."""
+"""Channels of `Mixed_6d`'s first branch that ADM's sFID uses: 17 x 17 x 7 = 2,023 features."""
 
 
 class Conv(NamedTuple):
@@ -27,10 +27,10 @@ class Conv(NamedTuple):
 
     Attributes:
       name: Name within its block.
-      channels: Of the output.
+      channels: Output channels.
       size: (height, width) of the kernel.
-      stride: In both directions.
-      padding: "SAME" keeps the size of the map, "VALID" pads nothing.
+      stride: Stride in both directions.
+      padding: "SAME" keeps the size of the map, "VALID" does not pad.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A 3 x 3 pool: the mean, or the maximum; padding never counts."""
+    """A 3 x 3 pool, mean or maximum, that does not count padding."""
 
     rule: Literal["mean", "max"]
     stride: int = 1
@@ -49,14 +49,14 @@ class Pool(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """Two convolutions of one map, side by side in the channels."""
+    """Two convolutions of one map, whose outputs are concatenated along the channels."""
 
     left: Conv
     right: Conv
 
 
 Branch = tuple[Conv | Pool | Fork, ...]
-"""Steps taken one after the other."""
+"""Steps in sequence."""
 
 HALVE = Pool("max", 2, "VALID")
 POOL = Pool("mean")
@@ -119,7 +119,7 @@ STEM: dict[str, Branch] = {
     ),
     "192": (Conv("Conv2d_3b_1x1", 80), Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"), HALVE),
 }
-"""The first convolutions, in two parts that are called by the channels they end with."""
+"""The first convolutions, in two parts named by their output channels."""
 
 BLOCKS: dict[str, tuple[Branch, ...]] = {
     "Mixed_5b": _block_a(32),
@@ -151,25 +151,26 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
     "Mixed_7b": _block_e(POOL),
     "Mixed_7c": _block_e(Pool("max")),
 }
-"""The outputs of a block's branches, concatenated, are the input of the next block."""
+"""The branches of each block; their concatenated outputs are the input of the next block."""
 
 POOLED = {"64": "64", "192": "192", "Mixed_6e": "768", "Mixed_7c": "2048"}
-"""Where means over the map are taken, and their names in torch-fidelity."""
+"""Parts whose output is averaged over the map, and the name of that feature in torch-fidelity."""
 
 SMALLEST = 32
-"""Side of an image that leaves more than nothing after the stem."""
+"""Smallest side of an image from which the stem leaves a map."""
 
 
 def features(params: Params, images: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]:
-    """Returns what the network sees in images, by the names of torch-fidelity.
+    """Returns features of images, by their names in torch-fidelity.
 
-    "64", "192", "768", "2048": means over the map of that many channels; FID compares "2048".
-    "logits_unbiased": class logits without the bias, from which the Inception Score is made;
-    "logits": with it. "spatial": (b, 17 * 17 * 7), rows, columns, then channels, for ADM's sFID.
+    "64", "192", "768", "2048": means over the map with that number of channels; FID uses "2048".
+    "logits_unbiased": class logits without the bias, which the Inception Score uses; "logits": with
+    the bias. "spatial": (b, 17 * 17 * 7), rows, columns, then channels, for ADM's sFID.
 
     Args:
-      params: Tree of the shapes of `shapes`.
-      images: Of any size, values 0 to 255; resized as TensorFlow 1 does, a part of the protocol.
+      params: Parameters, of the shapes of `shapes`.
+      images: Images of any size, values 0 to 255; they are resized as TensorFlow 1 does, which is
+        part of the protocol.
     """
     x = resize_bilinear(images.astype(jnp.float32), (SIDE, SIDE))
     x = (x - 128) / 128  # sic: 0 becomes -1, 255 not quite 1
@@ -185,11 +186,11 @@ def features(params: Params, images: UInt8[Array, "b h w 3"]) -> dict[str, Float
 
 
 def maps(params: Params, images: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c2"]]:
-    """Returns the maps of 64, 192 and 288 channels, as a feature network of perceptual distances.
+    """Returns the maps with 64, 192 and 288 channels, the features of a perceptual distance.
 
     Args:
       params: See `features`.
-      images: In [-1, 1], c is 1 or 3, at their own size: at least 32 x 32.
+      images: Images in [-1, 1], at least 32 x 32, c is 1 or 3; they are not resized.
 
     Raises:
       ValueError: the images are too small for the network.
@@ -209,12 +210,12 @@ def maps(params: Params, images: Float[Array, "b h w c"]) -> list[Float[Array, "
 
 
 def shapes(classes: int = 1008) -> Params:
-    """Returns the parameter tree as float32 shapes: the template for conversion.
+    """Returns the parameter tree as float32 shapes, the template for conversion.
 
     A convolution has a kernel (height, width, in, out) and the four vectors of its batch norm.
 
     Args:
-      classes: How many the last layer tells apart.
+      classes: Number of classes.
     """
     tree: Params = {}
     channels = 3
@@ -228,7 +229,7 @@ def shapes(classes: int = 1008) -> Params:
 
 
 def _walk(params: Params, x: Array) -> Iterator[tuple[str, list[Array]]]:
-    """Yields the name of each part of the stem and of each block, and its branches' outputs."""
+    """Yields the name of each part of the stem and of each block, with its branches' outputs."""
     for name, branch in STEM.items():
         x = _run(params, branch, x)
         yield name, [x]
@@ -251,10 +252,11 @@ def _run(params: Params, branch: Branch, x: Array) -> Array:
 
 
 def _convolve(params: Params, conv: Conv, x: Array) -> Array:
+    """Returns the map (b, h, w, c) after a convolution, its batch norm and ReLU."""
     scale = params["gamma"] / jnp.sqrt(params["variance"] + EPSILON)
     x = jax.lax.conv_general_dilated(
         x,
-        params["kernel"] * scale[None, None, None],  # the batch norm is linear: part of the map
+        params["kernel"] * scale[None, None, None],  # folds the scale of the batch norm
         (conv.stride, conv.stride),
         conv.padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -264,6 +266,8 @@ def _convolve(params: Params, conv: Conv, x: Array) -> Array:
 
 
 def _pool(pool: Pool, x: Array) -> Array:
+    """Returns the map (b, h, w, c) after a pool."""
+
     def over(x, start, combine):
         window, strides = (1, 3, 3, 1), (1, pool.stride, pool.stride, 1)
         return jax.lax.reduce_window(x, start, combine, window, strides, pool.padding)

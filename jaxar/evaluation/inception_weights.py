@@ -1,7 +1,7 @@
-"""Weights of the 2015 Inception: the tables from PyTorch's port and TensorFlow's graph.
+"""Weights of the 2015 Inception: tables for PyTorch's port and for TensorFlow's graph.
 
-Both tables follow from the paths of the template, "Mixed_6b/branch7x7dbl_4/kernel": PyTorch's keys
-spell them nearly so, TensorFlow numbers blocks, towers and convolutions in the order it met them.
+Both tables follow from the paths of the template, "Mixed_6b/branch7x7dbl_4/kernel". PyTorch's keys
+are nearly the same; TensorFlow numbers blocks, towers and convolutions in the order of the graph.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxar.weights.tables import Row, convert, convolution, linear, same
 CLASSES = 1008
 
 IGNORED = ("*.num_batches_tracked", "AuxLogits.*")
-"""A counter of training, and a second classifier that torchvision's layout may hold."""
+"""Counters of training steps, and a second classifier that torchvision's layout may have."""
 
 TORCH = {
     "kernel": ("conv.weight", convolution),
@@ -66,11 +66,11 @@ def from_state_dict(state: Mapping[str, Any], shapes: Callable[[int], Any]) -> d
     """Returns the parameters in a state dict of torch-fidelity, pytorch-fid or torchvision.
 
     Args:
-      state: Arrays by PyTorch's key.
-      shapes: Parameter tree of shapes for a number of classes: `inception.shapes`.
+      state: Arrays by PyTorch's keys.
+      shapes: shapes(classes) returns the parameter tree as shapes: `inception.shapes`.
 
     Raises:
-      WeightsError: a ValueError that lists every unused, missing and misshapen key.
+      WeightsError: keys are unused, missing or misshapen; a ValueError that lists all of them.
     """
     template = shapes(np.size(state["fc.bias"]) if "fc.bias" in state else CLASSES)
     return convert(state, [_torch_row(path) for path in paths(template)], template, IGNORED)
@@ -82,12 +82,12 @@ def from_graph_def(
     """Returns the parameters in the constants of TensorFlow's frozen graph.
 
     Args:
-      constants: Arrays by the names of their nodes; those that are no weights, such as sizes and
-        axes, are passed over.
-      shapes: As above.
+      constants: Arrays by the names of their nodes; constants that are not weights, such as sizes
+        and axes, are ignored.
+      shapes: shapes(classes) returns the parameter tree as shapes: `inception.shapes`.
 
     Raises:
-      WeightsError: a ValueError that lists every unused, missing and misshapen constant.
+      WeightsError: constants are unused, missing or misshapen; a ValueError that lists all of them.
     """
     endings = (*GRAPH.values(), *CLASSIFIER.values())
     weights = {name: array for name, array in constants.items() if name.endswith(endings)}
@@ -97,6 +97,7 @@ def from_graph_def(
 
 
 def _torch_row(path: str) -> Row:
+    """Returns the row of a parameter's path in PyTorch's table."""
     module, leaf = path.rsplit("/", 1)
     if module == "fc":
         return Row("fc.weight", path, linear) if leaf == "kernel" else Row("fc.bias", path)
@@ -105,6 +106,7 @@ def _torch_row(path: str) -> Row:
 
 
 def _graph_row(path: str) -> Row:
+    """Returns the row of a parameter's path in TensorFlow's table."""
     module, leaf = path.rsplit("/", 1)
     if module == "fc":
         return Row(CLASSIFIER[leaf], path)
@@ -112,19 +114,20 @@ def _graph_row(path: str) -> Row:
 
 
 def _scope(module: str) -> str:
-    """Returns TensorFlow's name of a convolution: "mixed_4/tower_1/conv_3" of the example above."""
+    """Returns TensorFlow's name of a convolution: "mixed_4/tower_1/conv_3" for that above."""
     block, _, name = module.partition("/")
     if not name:
         return _numbered("conv", STEM.index(block))
     scope = _numbered("mixed", BLOCKS.index(block))
-    if name in ("branch1x1", "branch3x3"):  # alone in their branch
+    if name in ("branch1x1", "branch3x3"):  # the only convolution of its branch
         return f"{scope}/conv"
     branch, place = name.rsplit("_", 1)
-    tower = "tower" if block == "Mixed_6a" else TOWERS[branch]  # its only tower
+    tower = "tower" if block == "Mixed_6a" else TOWERS[branch]  # Mixed_6a has a single tower
     return f"{scope}/{tower}/{PLACES[place]}"
 
 
 def _numbered(name: str, number: int) -> str:
+    """Returns TensorFlow's name of the n-th scope of one name: "conv", "conv_1", ..."""
     return f"{name}_{number}" if number else name
 
 
@@ -135,7 +138,7 @@ def read_inception(path: str | Path) -> Params:
       path: File in torch-fidelity's, pytorch-fid's or TensorFlow's (.pb) layout.
 
     Raises:
-      ValueError: it does not hold the network; one sentence says why.
+      ValueError: the file does not hold the network; the message says why.
     """
     if Path(path).suffix == ".pb":
         return from_graph_def(read_constants(path), inception.shapes)

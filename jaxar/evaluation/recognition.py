@@ -1,22 +1,118 @@
 """Are generated images recognised as their class, and are they more than copies?
 
-A protocol for small labelled sets, where Inception features mean nothing:
+This protocol is for small labelled sets, where Inception features mean nothing:
 
 * recognised: share of images that a support vector machine, fitted on the real training images,
-  reads as the class they were drawn for; beside it stands what it reads of held-out real images.
-* distance: mean distance of an image to its nearest training image, in the units of the pixels;
-  beside it stand the same for training images (the image itself left out) and held-out ones. A
-  model that memorises comes out below the training figure.
+  assigns to the class they were drawn for, beside the same share for held-out real images.
+* distance: mean distance of an image to its nearest training image, in units of pixel values,
+  beside the same for training images (leaving the image itself out) and for held-out ones. A model
+  that memorises comes out below the distance of training images.
 """
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxar import config as configs
+from jaxar import registry
+from jaxar.config import ConfigError
+from jaxar.console import say
+from jaxar.data import loader
+from jaxar.runs.model import Model
+from jaxar.runs.setup import open_source
 
 PROTOCOL = (
     "RBF support vector machine (scikit-learn SVC, C=10, gamma='scale') on pixels in [-1, 1], "
     "fitted on the training images; Euclidean distance to the nearest training image"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """Draws samples of each class and judges them by `recognition`: for small labelled sets.
+
+    Attributes:
+      per_class: Samples of each class.
+      reference: Where the real images are: "data" for `config.data`; or, where that has latents, a
+        part of config.data in words, 'digits(size=16)'. It must have a split "held_out".
+    """
+
+    per_class: int = 100
+    reference: str = "data"
+
+    complete = True
+
+    def __post_init__(self):
+        if self.per_class < 1:
+            raise ValueError(f"per_class must be at least 1, not {self.per_class}.")
+
+    def check(self, model: Model) -> None:
+        """Checks that the model samples images, and that there are real images of the same shape.
+
+        Raises:
+          ConfigError: one of these fails.
+        """
+        self._real(model)
+
+    def run(self, model: Model, folder: Path) -> dict[str, Any]:
+        """Returns the figures of `recognition` for new samples of every class.
+
+        Args:
+          model: The model.
+          folder: Not used: the samples are not kept.
+
+        Raises:
+          ConfigError: see `check`.
+        """
+        train, held_out = self._real(model)
+        config, seed = model.config, model.config.seed + 1
+        labels = np.tile(np.arange(model.system.num_classes), self.per_class)
+        size = config.sample.classes * config.sample.per_class
+        batches = [
+            model.sample(labels[i : i + size], seed=seed, first=i)
+            for i in range(0, len(labels), size)
+        ]
+        figures = recognition(
+            np.concatenate(batches),
+            labels,
+            train=loader.whole(train),
+            held_out=loader.whole(held_out),
+        )
+        say(
+            "result",
+            f"{figures['recognised']:.1%} of {len(labels):,} samples are recognised as their class "
+            f"(held-out real digits: {figures['recognised_held_out_real']:.1%}); "
+            f"distance to training data {figures['distance_to_train']:.2f} "
+            f"(between training data: {figures['distance_train_to_train']:.2f})",
+        )
+        sampling = {**config.sample, "seed": seed}
+        return {"weights": "exponential moving average", "sampling": sampling, **figures}
+
+    def _real(self, model: Model) -> tuple[Any, Any]:
+        """Returns the sources of real images for training and held out."""
+        model.require_images()
+        train, held_out = (self._open(model.config, **c) for c in ({}, {"split": "held_out"}))
+        if tuple(train.shape) != model.image_shape:
+            raise ConfigError(
+                f"config.evaluation.reference has images of {tuple(train.shape)}, the model draws "
+                f"{model.image_shape}: name the images that it was trained on."
+            )
+        return train, held_out
+
+    def _open(self, config: Any, **changes: Any) -> Any:
+        """Returns the source of `reference`, which must have the classes of the config."""
+        if self.reference == "data":
+            return open_source(config, **changes)
+        part = configs.read_spec("config.evaluation.reference", self.reference, config.data)
+        source = registry.build("data", {**part, **changes})
+        if source.num_classes != config.num_classes:
+            raise ConfigError(
+                f"config.evaluation.reference has {source.num_classes} classes, the config "
+                f"{config.num_classes}: name the images that the latents were made of."
+            )
+        return source
 
 
 def recognition(
@@ -25,13 +121,13 @@ def recognition(
     train: tuple[np.ndarray, np.ndarray],
     held_out: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, Any]:
-    """Returns the figures above, under the names of `result.json`.
+    """Returns the figures above, by their names in `result.json`.
 
     Args:
       images: (b, h, w, c) generated images in [-1, 1].
-      labels: (b,) the classes they were drawn for.
+      labels: (b,) the classes that they were drawn for.
       train: Real training images and their labels.
-      held_out: Real images that were never trained on, and their labels.
+      held_out: Real images that were not trained on, and their labels.
     """
     from sklearn.svm import SVC
 
@@ -54,6 +150,7 @@ def recognition(
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
+    """Returns images as float64 vectors, (b, h w c)."""
     return np.asarray(images, np.float64).reshape(len(images), -1)
 
 
@@ -67,7 +164,7 @@ def _nearest(images: np.ndarray, others: np.ndarray, *, skip_self: bool = False)
 
 
 def _spread(images: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean distance of images to the mean of their class: falls if modes are lost."""
+    """Returns the mean distance of images to the mean of their class; lost modes lower it."""
     flat = _flat(images)
     return float(
         np.mean(

@@ -1,9 +1,9 @@
-"""What samples are compared with: statistics and images in .npz files, read with distrust.
+"""Reference statistics and images in .npz files, which are read as untrusted input.
 
-An .npz is a ZIP archive of arrays, one a member. ADM's hold `mu` and `sigma` of 2,048 features,
-`mu_s` and `sigma_s` of the spatial ones, and images in `arr_0`; pytorch-fid's and torch-fidelity's
-hold `mu` and `sigma`. No objects are read, sizes are compared before memory is taken, and images
-are never in memory together.
+An .npz is a ZIP archive with an array in each member. Those of ADM hold `mu` and `sigma` of 2,048
+features, `mu_s` and `sigma_s` of the spatial features, and images in `arr_0`; those of pytorch-fid
+and torch-fidelity hold `mu` and `sigma`. No objects are read, sizes are checked before memory is
+allocated, and images are read in batches.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from jaxar.files import Replacing, sha256
 
 IMAGES = "arr_0"
 MAX_FEATURES = 16_384
-"""Numbers of a feature: their covariance then takes 2 GiB."""
+"""Largest dimension of features, whose covariance takes 2 GiB."""
 INFLATION = 1040
-"""No more bytes than this can come of one compressed by DEFLATE; a file that says so lies."""
+"""Largest compression ratio of DEFLATE; a file that claims more is not genuine."""
 
 DAMAGE = (
     EOFError,
     NotImplementedError,
-    OSError,  # a place before the beginning of the file
+    OSError,  # a seek to before the beginning of the file
     RuntimeError,
     SyntaxError,
     struct.error,
@@ -39,20 +39,20 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What Python's readers raise for a damaged, encrypted or strangely packed archive."""
+"""What Python's readers raise for archives that are damaged, encrypted or packed unusually."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Statistics and images of a reference set; the arrays are float64.
+    """Statistics of a reference set, in float64, and whether its file has images.
 
     Attributes:
-      mean: (d,) of the features, or None where the file holds images only.
-      covariance: (d, d), or None.
-      spatial_mean: The same of ADM's spatial features, or None.
-      spatial_covariance: The same.
+      mean: (d,) mean of the features; None where the file holds images only.
+      covariance: (d, d) covariance of the features, or None.
+      spatial_mean: Mean of ADM's spatial features, or None.
+      spatial_covariance: Covariance of ADM's spatial features, or None.
       has_images: Whether `image_batches` can read images from the file.
-      sha256: Of the file, in hexadecimal.
+      sha256: SHA-256 of the file, in hexadecimal.
     """
 
     mean: np.ndarray | None
@@ -64,11 +64,11 @@ class Reference:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Returns what an .npz of ADM, torch-fidelity or pytorch-fid holds.
+    """Returns the reference in an .npz of ADM, torch-fidelity or pytorch-fid.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: an array is missing, misshapen, not finite or damaged, or it is no .npz.
+      ValueError: an array is missing, misshapen, not finite or damaged, or the file is not an .npz.
     """
     with _opened(path) as archive:
         names = set(archive.namelist())
@@ -88,9 +88,9 @@ def write_reference(path: str | Path, pool: Normal, spatial: Normal | None = Non
     """Writes statistics in ADM's layout; the file is whole or absent.
 
     Args:
-      path: Of the .npz.
+      path: The .npz to write.
       pool: Mean and covariance of the pooled features.
-      spatial: The same of the spatial features.
+      spatial: Mean and covariance of the spatial features, or None to leave them out.
     """
     arrays = {"mu": pool.mean, "sigma": pool.covariance}
     if spatial is not None:
@@ -100,14 +100,14 @@ def write_reference(path: str | Path, pool: Normal, spatial: Normal | None = Non
 
 
 def image_batches(path: str | Path, batch: int) -> tuple[int, Iterator[np.ndarray]]:
-    """Returns how many images `arr_0` of an .npz holds, and an iterator over batches of them.
+    """Returns the number of images in `arr_0` of an .npz, and an iterator over batches of them.
 
-    A batch is a uint8 array (b, h, w, c) or, if the file has it so, (b, h, w); the last is smaller.
-    Only one is in memory. The iterator raises ValueError where the file is damaged.
+    A batch is uint8 (b, h, w, c), or (b, h, w) as the file has it; the last one may be smaller.
+    Only one batch is in memory. The iterator raises ValueError where the file is damaged.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no .npz, has no `arr_0`, or that holds no uint8 images.
+      ValueError: the file is not an .npz, or its `arr_0` is missing or has no uint8 images.
     """
     with _opened(path) as archive:
         count = _images(archive).shape[0]
@@ -115,6 +115,7 @@ def image_batches(path: str | Path, batch: int) -> tuple[int, Iterator[np.ndarra
 
 
 def _batches(path: str | Path, batch: int) -> Iterator[np.ndarray]:
+    """Yields the batches of `image_batches`."""
     with _opened(path) as archive:
         images = _images(archive)
         count, *size = images.shape
@@ -125,7 +126,7 @@ def _batches(path: str | Path, batch: int) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive; everything wrong inside becomes a ValueError that names the file."""
+    """Opens an archive; all errors inside become a ValueError that names the file."""
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -139,7 +140,7 @@ def _opened(path: str | Path) -> Iterator[zipfile.ZipFile]:
 def _statistics(
     archive: zipfile.ZipFile, names: set[str], mean: str, covariance: str
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Returns a mean and its covariance, or None twice where there is neither."""
+    """Returns a mean and its covariance, or (None, None) where the file has neither."""
     missing = [name for name in (mean, covariance) if f"{name}.npy" not in names]
     if len(missing) == 2:
         return None, None
@@ -159,13 +160,13 @@ def _numbers(
     if len(shape) != axes or shape != shape[:1] * axes or max(shape) > largest:
         raise ValueError(f"holds {name} of shape {shape}, which is no {axes}-d statistics.")
     if size not in (None, shape[0]):
-        raise ValueError(f"holds {name} of shape {shape} for a mean of {size} numbers.")
+        raise ValueError(f"holds {name} of shape {shape} for a mean of dimension {size}.")
     if dtype.kind != "f" or dtype.itemsize not in (4, 8):
         raise ValueError(f"holds {name} as {dtype} instead of float32 or float64.")
     flat = np.frombuffer(_take(array, math.prod(shape) * dtype.itemsize), dtype)
     values = flat.reshape(shape, order="F" if array.fortran else "C").astype(np.float64, order="C")
     if not np.isfinite(values).all():
-        raise ValueError(f"holds numbers in {name} that are not finite.")
+        raise ValueError(f"holds values in {name} that are not finite.")
     return values
 
 
@@ -173,10 +174,10 @@ class _Array(NamedTuple):
     """An array in an archive.
 
     Attributes:
-      file: Binary file that stands at the first element.
-      shape: Of the array.
-      dtype: Of its elements.
-      fortran: Whether the first axis runs fastest.
+      file: Binary file, positioned at the first element.
+      shape: Shape of the array.
+      dtype: Type of its elements.
+      fortran: Whether elements are in Fortran order, with the first axis fastest.
     """
 
     file: Any
@@ -186,7 +187,7 @@ class _Array(NamedTuple):
 
 
 def _images(archive: zipfile.ZipFile) -> _Array:
-    """Returns the array of the images, which is one of uint8 images in C order."""
+    """Returns the array of images; raises ValueError unless it is uint8 images in C order."""
     array = _array(archive, IMAGES)
     shape, dtype = array.shape, array.dtype
     images = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
@@ -199,7 +200,7 @@ def _images(archive: zipfile.ZipFile) -> _Array:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> _Array:
-    """Returns an array whose header and size agree, before anything of it is read."""
+    """Returns an array, of which the header is read and compared with the size of the member."""
     try:
         info = archive.getinfo(f"{name}.npy")
     except KeyError:

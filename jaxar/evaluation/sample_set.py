@@ -1,4 +1,4 @@
-"""Many samples on disk: the same set however often the drawing of it is interrupted."""
+"""Large sets of samples on disk, which are the same however often sampling is interrupted."""
 
 import json
 import zipfile
@@ -19,19 +19,25 @@ from jaxar.tree import changes
 PROTOCOL, IMAGES, ARRAY = "protocol.json", "images", "images.npz"
 LABELS_RULE = "image i of n has class floor(i classes / n)"
 _OF_PICTURES = ("every", "per_class", "classes")
-"""Fields of config.sample that decide about no pixel."""
+"""Fields of config.sample that no pixel depends on."""
 
 
 def labels_of(count: int, classes: int) -> np.ndarray:
-    """Returns `count` labels, int32, every class as often as any other, give or take one.
+    """Returns `count` labels, int32, with the same number of each class up to one.
 
-    They come in order, as in the released evaluation code of MAR and xAR.
+    They are in ascending order, as in the released evaluation code of MAR and xAR.
     """
     return (np.arange(count) * classes // count).astype(np.int32)
 
 
 def sampling_protocol(model: Model, *, count: int, seed: int) -> dict[str, Any]:
-    """Returns everything that decides about the pixels of a set of samples."""
+    """Returns everything that the pixels of a set of samples depend on, for JSON.
+
+    Args:
+      model: The model to sample.
+      count: Number of samples.
+      seed: Seed of their noise.
+    """
     autoencoder, classes = model.autoencoder, model.system.num_classes
     balance = np.bincount(labels_of(count, classes), minlength=classes)
     return {
@@ -54,22 +60,22 @@ def sampling_protocol(model: Model, *, count: int, seed: int) -> dict[str, Any]:
 def sample_set(
     model: Model, output: str | Path, protocol: dict[str, Any], *, batch_size: int
 ) -> None:
-    """Draws a set of samples into a folder, as far as it does not hold them already.
+    """Draws a set of samples into a folder, except those that it already holds.
 
-    It then holds images/00000.png ..., `images.npz` (`arr_0`, uint8 (n, h, w, c), the layout of
-    ADM's sample batches) and `protocol.json`. Image i depends on its number, its label and the seed
-    alone; so the set is the same for any batch size and number of devices, up to the rounding of
-    sums. Stopped at any point, the next call goes on and ends with the same bytes. Of several
-    processes, each writes the images its devices have drawn, to a folder that all of them see.
+    The folder then has images/00000.png ..., `images.npz` (`arr_0`, uint8 (n, h, w, c), the layout
+    of ADM's sample batches) and `protocol.json`. Image i depends on its number, its label and the
+    seed alone, so the set is the same for any batch size and number of devices, up to the rounding
+    of sums. After an interruption, the next call goes on and ends with the same bytes. Each of
+    several processes writes the images of its devices; all of them must see the folder.
 
     Args:
-      model: What to draw from.
-      output: Folder.
-      protocol: What `sampling_protocol` returns for the model.
+      model: The model to sample.
+      output: Folder to write.
+      protocol: Result of `sampling_protocol` for the model.
       batch_size: Images drawn at a time.
 
     Raises:
-      ConfigError: the folder holds a set with another protocol.
+      ConfigError: the folder holds a set of another protocol.
     """
     folder, count = Path(output), protocol["count"]
     if distributed.first():
@@ -77,16 +83,20 @@ def sample_set(
     labels = labels_of(count, model.system.num_classes)
     parts = sharding.batch_parts(model.mesh)
     _draw_missing(model, folder, labels, -(-batch_size // parts) * parts, protocol["seed"])
-    distributed.meet("all is drawn")
+    distributed.meet("all samples are drawn")
     if distributed.first() and not (folder / ARRAY).exists():
         write_array(folder / ARRAY, [folder / IMAGES / _name(i) for i in range(count)])
-    distributed.meet("all is written")
+    distributed.meet("all samples are written")
 
 
 def write_array(path: Path, files: list[Path]) -> None:
-    """Writes images of one size as `arr_0` of an .npz, one after the other, equal bytes each time.
+    """Writes images of one size as `arr_0` of an .npz, which ADM's evaluator reads.
 
-    ADM's evaluator reads it; memory stays at one image.
+    Equal images give equal bytes. Only one image is in memory.
+
+    Args:
+      path: The .npz to write.
+      files: Files of the images, in order.
     """
     from PIL import Image
 
@@ -103,13 +113,13 @@ def write_array(path: Path, files: list[Path]) -> None:
 
 
 def _begin(folder: Path, protocol: dict[str, Any]) -> None:
-    """Opens the folder for a protocol; raises ConfigError where it holds another's images."""
+    """Prepares the folder of a set; raises ConfigError where it holds a set of another protocol."""
     path = folder / PROTOCOL
     there = json.loads(path.read_text()) if path.exists() else protocol
     changed = changes(protocol, there)
     if changed:
         raise ConfigError(
-            f"{folder} holds samples drawn otherwise ({'; '.join(changed)}): choose another "
+            f"{folder} holds samples of another protocol ({'; '.join(changed)}): choose another "
             "--output or remove it."
         )
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
@@ -119,7 +129,7 @@ def _begin(folder: Path, protocol: dict[str, Any]) -> None:
 def _draw_missing(
     model: Model, folder: Path, labels: np.ndarray, batch_size: int, seed: int
 ) -> None:
-    """Draws the batches of which an image is missing; the devices are a batch ahead of the disk."""
+    """Draws the batches with missing images; the devices are one batch ahead of the disk."""
     names = {file.name for file in (folder / IMAGES).glob("*.png")}
     missing = distributed.told(np.array([_name(i) not in names for i in range(len(labels))]))
     starts = [
@@ -136,7 +146,7 @@ def _draw_missing(
     waiting = None
     with ThreadPoolExecutor() as pool, distributed.Watchdog("sampling") as watchdog:
         for start in starts:
-            # The last batch is filled up, so that every batch runs the same program.
+            # The last batch is padded, so that every batch runs the same program.
             numbers = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)
             started = start, model.start(labels[numbers], seed=seed, first=start)
             if waiting:
@@ -158,9 +168,9 @@ def _write(
     start: int,
     batch: Any,
 ) -> int:
-    """Returns how many images of a batch were written; the data are waited for here.
+    """Returns the number of images of a batch that were written, once the devices finished it.
 
-    A process writes the rows that are its own: of those that several hold, one does.
+    A process writes the rows of its own devices; rows that several devices hold are written once.
     """
     rows = [
         (start + (shard.index[0].start or 0) + i, image)
@@ -182,4 +192,5 @@ def _write(
 
 
 def _name(number: int) -> str:
+    """Returns the file name of an image."""
     return f"{number:05}.png"

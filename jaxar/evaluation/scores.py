@@ -1,6 +1,6 @@
 """Figures of generated images from their features: Inception Score, precision and recall, KID.
 
-All float64 on the host. The rules are torch-fidelity's, and ADM's where that is said.
+They are computed in float64 on the host, by the rules of torch-fidelity, or of ADM where stated.
 """
 
 import itertools
@@ -19,11 +19,11 @@ def inception_score(
 
     Args:
       logits: (n, classes), without the bias of the last layer.
-      splits: How many, of sizes as nearly equal as it goes.
-      split_size: Samples of a split instead, the last one smaller: 5000 is ADM's rule.
+      splits: Number of splits, whose sizes are equal up to one.
+      split_size: Size of a split instead, of which the last may be smaller; 5000 is ADM's rule.
 
     Raises:
-      ValueError: there are fewer samples than splits, or logits are no finite table.
+      ValueError: there are fewer samples than splits, or logits are not (n, classes) and finite.
 
     Source: arXiv:1606.03498, section 4.
     """
@@ -44,26 +44,26 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Returns precision and recall of generated features.
 
-    Precision is the share of generated features within the ball of a real one that reaches to its
-    k-th neighbour among the real ones; recall is the same with the roles exchanged.
+    Precision is the share of generated features that lie in the ball of a real feature, whose
+    radius reaches its k-th neighbour among the real ones; recall is the same with roles exchanged.
 
     Args:
       generated: (n, d).
       real: (m, d).
       neighbours: k.
-      block: Distances are made for so many features against so many: memory beyond the features is
-        a few times block^2 numbers (200 MB by default), however many features there are.
+      block: Distances are computed between blocks of this size, so memory beyond the features is a
+        few times block^2 values (200 MB by default) for any number of features.
 
     Raises:
-      ValueError: there are not more features than neighbours, or they are no finite tables.
+      ValueError: there are not more than `neighbours` features, or they are not (n, d) and finite.
 
     Source: arXiv:1904.06991, equations 1 and 2.
     """
     generated, real = _pair(generated, real)
     if min(len(generated), len(real)) <= neighbours:
         raise ValueError(
-            f"{neighbours} neighbours need more than as many features on both sides, and there are "
-            f"{len(generated)} and {len(real)}."
+            f"{neighbours} neighbours need more than {neighbours} features on both sides; there "
+            f"are {len(generated)} and {len(real)}."
         )
     precision = _share_inside(generated, real, neighbours, block)
     return precision, _share_inside(real, generated, neighbours, block)
@@ -78,18 +78,18 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Returns the mean and standard deviation of the squared kernel distance over subsets: KID.
 
-    The kernel is (x . y / d + 1)^3, the estimate unbiased: slightly negative values are right for
-    sets of the same kind.
+    The kernel is (x . y / d + 1)^3. The estimate is unbiased, so two sets of one distribution may
+    give slightly negative values.
 
     Args:
       generated: (n, d).
       real: (m, d).
-      subsets: Pairs of subsets drawn.
-      subset_size: Features of a subset, drawn without replacement.
-      seed: Of the draws.
+      subsets: Number of pairs of subsets.
+      subset_size: Features in a subset, drawn without replacement.
+      seed: Seed of the draws.
 
     Raises:
-      ValueError: there are fewer than `subset_size` features, or they are no finite tables.
+      ValueError: there are fewer than `subset_size` features, or they are not (n, d) and finite.
 
     Source: arXiv:1801.01401, section 4.
     """
@@ -100,7 +100,7 @@ def kernel_distance(
             f"subsets of {subset_size} cannot be drawn from {len(generated)} and {len(real)} "
             f"features: set subset_size to 2 to {fewest}."
         )
-    rng = np.random.RandomState(seed)  # the stream of torch-fidelity, in its order
+    rng = np.random.RandomState(seed)  # the same draws in the same order as torch-fidelity
     distances = []
     for _ in range(subsets):
         x = generated[rng.choice(len(generated), subset_size, replace=False)]
@@ -114,18 +114,18 @@ def _score(logits: np.ndarray) -> float:
     """Returns exp(mean KL) of one split."""
     x = logits.astype(np.float64)
     log_p = x - _log_sum(x, 1)
-    log_q = _log_sum(log_p, 0) - np.log(len(x))  # finite where the mean of p would vanish
+    log_q = _log_sum(log_p, 0) - np.log(len(x))  # finite where the mean of p underflows
     return float(np.exp((np.exp(log_p) * (log_p - log_q)).sum(1).mean()))
 
 
 def _log_sum(x: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the logarithm of the sum of exponentials, the axis kept."""
+    """Returns log(sum(exp(x))) along an axis, which is kept."""
     top = x.max(axis, keepdims=True)
     return top + np.log(np.exp(x - top).sum(axis, keepdims=True))
 
 
 def _share_inside(points: np.ndarray, centres: np.ndarray, neighbours: int, block: int) -> float:
-    """Returns the share of `points` that lie in the ball of at least one of the `centres`."""
+    """Returns the share of `points` in the ball of at least one of the `centres`."""
     radii = np.concatenate(
         [_radii(centres[rows], centres, neighbours, block) for rows in _blocks(centres, block)]
     )
@@ -137,7 +137,7 @@ def _share_inside(points: np.ndarray, centres: np.ndarray, neighbours: int, bloc
 
 
 def _radii(rows: np.ndarray, centres: np.ndarray, neighbours: int, block: int) -> np.ndarray:
-    """Returns the squared distance of each row to its k-th neighbour, itself not counted."""
+    """Returns the squared distance of each row to its k-th neighbour, not counting itself."""
     nearest = np.full((len(rows), neighbours + 1), np.inf)  # the row itself is among the centres
     for columns in _blocks(centres, block):
         together = np.concatenate([nearest, _squared(rows, centres[columns])], 1)
@@ -146,7 +146,7 @@ def _radii(rows: np.ndarray, centres: np.ndarray, neighbours: int, block: int) -
 
 
 def _squared(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns the squared distances of all pairs."""
+    """Returns the squared distances between all rows and columns."""
     rows, columns = rows.astype(np.float64), columns.astype(np.float64)
     products = rows @ columns.T
     products *= -2
@@ -156,30 +156,34 @@ def _squared(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _blocks(features: np.ndarray, block: int) -> Iterator[slice]:
+    """Returns the slices of consecutive blocks."""
     return (slice(start, start + block) for start in range(0, len(features), block))
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the cubic kernel of all pairs."""
     return (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3
 
 
 def _mean_of_pairs(kernel: np.ndarray) -> float:
-    """Returns the mean over pairs of two different features."""
+    """Returns the mean over all pairs of different features."""
     n = len(kernel)
     return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
 
 
 def _pair(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both sets of features; raises ValueError where they cannot be compared."""
     generated, real = _table(generated, "generated features"), _table(real, "real features")
     if generated.shape[1] != real.shape[1]:
         raise ValueError(
-            f"features of {generated.shape[1]} and {real.shape[1]} numbers cannot be compared."
+            f"features of dimension {generated.shape[1]} and {real.shape[1]} cannot be compared."
         )
     return generated, real
 
 
 def _table(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns a finite 2-D array; raises ValueError, which names it, for any other."""
     array = np.asarray(array)
     if array.ndim != 2 or not array.size or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be a table of finite numbers; this one is {array.shape}.")
+        raise ValueError(f"{name} must be 2-D and finite; they are of shape {array.shape}.")
     return array

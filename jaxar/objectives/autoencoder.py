@@ -71,7 +71,6 @@ class Autoencoding(Generic[N]):
     discriminator_layers: int = 3
     perceptual: PerceptualNetwork | None = None
 
-    shows = "reconstructions"
     condition = Nothing()
 
     def __post_init__(self):

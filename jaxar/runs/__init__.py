@@ -1,1 +1,1 @@
-"""What a person does with a model, one file for each verb; the command line calls the same functions."""
+"""What is done with a model, one file for each verb; the command line calls the same functions."""

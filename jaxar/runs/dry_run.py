@@ -1,4 +1,4 @@
-"""What --dry_run prints: every parameter, where it will be and what it takes, before any work."""
+"""The text of --dry_run: every parameter with its sharding and its bytes on a device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,22 +6,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar.parallel import axes, sharding
 from jaxar import tree
-from jaxar.runs import setup
 from jaxar.config import ConfigError
+from jaxar.parallel import axes, sharding
+from jaxar.runs import setup
 from jaxar.training.state import TrainState
 from jaxar.training.step import training_of
 
 NOTICE = 0.01
-"""Share of the parameters that may be whole on every device without a word about it."""
+"""A parameter that cannot be sharded is reported above this share of all parameters."""
 
 
 def dry_run(config: Any) -> str:
-    """Returns a line for each parameter, and totals for all that training keeps on a device.
+    """Returns a line for each parameter, and totals for everything that training keeps on a device.
 
-    A mesh larger than the devices that are here is taken as it is: so one sees what a slice would
-    hold before renting it.
+    A mesh may be larger than the devices of this machine, to see what a slice would hold.
+
+    Args:
+      config: The whole config.
 
     Raises:
       ConfigError: a setting cannot work.
@@ -46,17 +48,17 @@ def dry_run(config: Any) -> str:
 
 
 def state_shapes(config: Any, system: Any) -> TrainState:
-    """Returns the shapes of all that training keeps."""
+    """Returns the shapes of the whole training state."""
     return jax.eval_shape(training_of(config, system).init, jax.random.key(0))
 
 
 def on_devices(config: Any, state: TrainState) -> TrainState:
-    """Returns the state without what waits in the host's memory."""
+    """Returns the state without what is kept in the host's memory."""
     return state._replace(ema={}) if config.memory.offload_ema else state
 
 
 def notices(params: Any, sizes: Mapping[str, int]) -> list[str]:
-    """Returns a line for each axis of the mesh that leaves much of the parameters whole."""
+    """Returns a line for each large parameter that an axis of the mesh cannot shard."""
     found = []
     total = tree.count(params)
     for axis, what in (("fsdp", {"embed"}), ("tensor", {"heads", "mlp"})):
@@ -76,11 +78,12 @@ def notices(params: Any, sizes: Mapping[str, int]) -> list[str]:
 
 
 def bytes_per_device(shapes: Any, sizes: Mapping[str, int]) -> int:
-    """Returns the bytes of a tree's part on one device."""
+    """Returns the bytes of a tree on one device."""
     return sum(_bytes(path, leaf, sizes) for path, leaf in tree.paths(shapes).items())
 
 
 def _bytes(path: str, leaf: Any, sizes: Mapping[str, int]) -> int:
+    """Returns the bytes of one array on one device."""
     parts = 1
     for part in axes.spec(path, leaf.shape, sizes):
         for axis in part if isinstance(part, tuple) else (part,):
@@ -89,7 +92,8 @@ def _bytes(path: str, leaf: Any, sizes: Mapping[str, int]) -> int:
 
 
 def _table(params: Any, sizes: Mapping[str, int]) -> str:
-    rows = [("parameter", "shape", "sharding", "numbers", "bytes per device")]
+    """Returns a line for each parameter."""
+    rows = [("parameter", "shape", "sharding", "elements", "bytes per device")]
     for path, leaf in tree.paths(params).items():
         where = axes.spec(path, leaf.shape, sizes)
         sharded = ", ".join(map(str, where)) if any(where) else "whole"
@@ -99,7 +103,8 @@ def _table(params: Any, sizes: Mapping[str, int]) -> str:
 
 
 def _totals(state: TrainState, here: TrainState, sizes: Mapping[str, int]) -> str:
-    rows = [("total", "", "", "numbers", "bytes per device")]
+    """Returns a line for each part of the state, and one for all that is on a device."""
+    rows = [("total", "", "", "elements", "bytes per device")]
     average = "average" if here.ema else "average, on the host"
     parts = {"parameters": state.params, average: state.ema, "optimiser": state.optimizer}
     for name, shapes in {**parts, "all": here}.items():
@@ -108,12 +113,13 @@ def _totals(state: TrainState, here: TrainState, sizes: Mapping[str, int]) -> st
 
 
 def _size(shapes: Any, sizes: Mapping[str, int]) -> str:
+    """Returns the bytes of a tree on one device, with the same in GiB."""
     size = bytes_per_device(shapes, sizes)
     return f"{size:,} ({size / 2**30:.3f} GiB)"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:
-    """Returns rows in columns, words to the left and numbers to the right."""
+    """Returns rows as a table, with words aligned to the left and numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

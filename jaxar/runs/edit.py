@@ -1,8 +1,8 @@
-"""Images made anew in part: in-painting, out-painting and class editing, by any system.
+"""The verb `edit`: inpainting, outpainting and class editing with any system that samples.
 
-What lies outside the mask is known; sampling keeps the tokens of it and draws the others, which see
-them as they see everything that was drawn before. A token is kept if the mask touches nothing that
-it stands for. Source: FoundationVision/VAR, arXiv 2404.02905, section 5.3 (zero-shot tasks).
+The image outside the mask is known. Sampling keeps its tokens and draws the others, which see the
+kept ones as they see all tokens drawn before them. A token is kept if the mask touches nothing that
+the token stands for. Source: FoundationVision/VAR, arXiv 2404.02905, section 5.3 (zero-shot tasks).
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from jaxar.runs import picture
-from jaxar.runs.model import Model
-from jaxar.runs.setup import open_source
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.data.folder import read_image
 from jaxar.data.source import BadRecord
+from jaxar.runs import picture
+from jaxar.runs.command import Command
+from jaxar.runs.model import Model
+from jaxar.runs.sample import read_labels
+from jaxar.runs.setup import open_source
 
 SHAPES = ("center", "border", "left", "right", "top", "bottom", "all")
-"""Masks by name: the middle half of each side, all around it, or one half of the image."""
+"""Masks by name: the middle half of each side, what lies around it, half of the image, or all."""
+
+
+def run(command: Command) -> None:
+    """Draws edited images into `edited_seed<seed>.png` of a run."""
+    flags, seed = command.flags, command.flags.seed or 0
+    model = command.model("sample")
+    path = command.workdir / f"edited_seed{seed}.png"
+    labels = read_labels(flags.labels)
+    draw_edits(model, flags.source, str(flags.mask), path, labels=labels, seed=seed)
 
 
 def edit(
@@ -30,29 +41,29 @@ def edit(
     labels: Sequence[int] | np.ndarray,
     **options: Any,
 ) -> np.ndarray:
-    """Returns images made anew where the mask says so, (b, h, w, c) float32.
+    """Returns images regenerated where the mask is True, (b, h, w, c) float32 in [-1, 1].
 
-        edit(model, images, "center", labels)      # in-painting; "border" is out-painting
+        edit(model, images, "center", labels)      # inpainting; "border" is outpainting
         edit(model, images, mask, other_labels)    # another class where the mask is True
 
-    Kept tokens stay as they are. The images of an autoencoder's latents are those latents decoded,
-    so that kept parts differ from the originals as any reconstruction does.
+    Kept tokens do not change. A model of latents returns decoded latents, so the kept part differs
+    from the original as any reconstruction does.
 
     Args:
-      model: Any model that samples, with its autoencoder where it has one.
+      model: A model that samples, with its autoencoder where it has one.
       images: (b, h, w, c) float32 in [-1, 1].
-      mask: (h, w) or (b, h, w), True where to make anew; or one of `SHAPES`.
+      mask: (h, w) or (b, h, w), True where to regenerate; or one of `SHAPES`.
       labels: Class of each image.
-      **options: As of `Model.sample`.
+      **options: Options of `Model.sample`.
 
     Raises:
-      ConfigError: the images or the mask do not fit the model, or it lacks its autoencoder.
-      ValueError: a label or an option makes no sense.
+      ConfigError: the images or the mask do not fit the model, it cannot sample, or it lacks its
+        autoencoder.
+      ValueError: a label or an option is out of range.
     """
-    if model.config.autoencoder.name != "none" and model.autoencoder is None:
-        raise ConfigError("Editing images needs the autoencoder's weights: give --tokenizer=FILE.")
+    model.require_images()
     images = np.asarray(images, np.float32)
-    wanted = image_shape(model)
+    wanted = model.image_shape
     if images.ndim != 4 or images.shape[1:] != wanted or len(images) != len(labels):
         raise ConfigError(
             f"images must be {(len(labels), *wanted)}, one for each label, not {images.shape}."
@@ -64,20 +75,11 @@ def edit(
     return model.sample(labels, edit=(images, area), **options)
 
 
-def image_shape(model: Model) -> tuple[int, int, int]:
-    """Returns (h, w, c) of the images that a model makes."""
-    h, w, c = model.system.shape
-    if model.autoencoder is None:
-        return h, w, c
-    network = model.autoencoder.network
-    return h * network.factor, w * network.factor, network.image_channels
-
-
 def named_mask(name: str, size: tuple[int, int]) -> np.ndarray:
-    """Returns the (h, w) mask of a name in `SHAPES`, or of a picture file: True where it is bright.
+    """Returns the (h, w) mask of a name in `SHAPES`, or of a picture file, True where it is bright.
 
     Raises:
-      ConfigError: there is no such name or file.
+      ConfigError: there is neither such a name nor such a file.
     """
     if name not in SHAPES:
         return _mask_file(Path(name), size)
@@ -104,21 +106,21 @@ def draw_edits(
     labels: Sequence[int] | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes a picture: images, what is kept of them, and what the model makes of the rest.
+    """Writes a picture of images, what is kept of them, and the edited images.
 
     Args:
-      model: Any model that samples.
-      sources: Image files with commas between; by default examples of the config's data, the first
-        of each class, from its held-out part where there is one.
+      model: A model that samples.
+      sources: Image files separated by commas; by default the first example of each class in the
+        config's data, from its held-out split where there is one.
       mask: See `named_mask`.
       path: File to write.
-      labels: Class of each image; that of the example by default.
-      seed: Of the noise.
+      labels: Class of each image; by default that of the example.
+      seed: Seed of the noise.
 
     Raises:
       ConfigError: an image or the mask cannot be read, or labels are missing.
     """
-    shape = image_shape(model)
+    shape = model.image_shape
     if shape[-1] not in (1, 3):
         raise ConfigError("Only grey and colour images can be edited on the command line.")
     area = named_mask(mask, shape[:2])
@@ -152,7 +154,7 @@ def _examples(model: Model) -> tuple[np.ndarray, list[int]]:
 
 
 def _read(files: Sequence[str], shape: tuple[int, int, int]) -> tuple[np.ndarray, None]:
-    """Returns image files, cropped to `shape` as training images are."""
+    """Returns the images of files, cropped to `shape` as training images are."""
     try:
         return np.stack([read_image(name, name, shape) for name in files]), None
     except BadRecord as error:
@@ -160,6 +162,7 @@ def _read(files: Sequence[str], shape: tuple[int, int, int]) -> tuple[np.ndarray
 
 
 def _mask_file(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Returns the (h, w) mask of a picture file, True where it is bright."""
     from PIL import Image
 
     if not path.is_file():

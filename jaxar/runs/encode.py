@@ -1,4 +1,4 @@
-"""A cache of latents: what an autoencoder makes of images, so that training reads no pixels."""
+"""The verb `encode`: caches the latents of images, so that training reads no pixels."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,11 +9,7 @@ import jax
 import numpy as np
 
 from jaxar import config as configs
-from jaxar.parallel import distributed, sharding
 from jaxar import registry
-from jaxar.runs.load import load_autoencoder
-from jaxar.runs.model import Autoencoder
-from jaxar.runs.setup import autoencoder_settings, describe, prepare
 from jaxar.config import ConfigError
 from jaxar.console import Bar, say
 from jaxar.data import loader
@@ -23,10 +19,20 @@ from jaxar.data.records import RecordLayout
 from jaxar.data.source import BadRecord
 from jaxar.data.writer import LatentWriter
 from jaxar.nn.module import bind
+from jaxar.parallel import distributed, sharding
+from jaxar.runs.command import Command
+from jaxar.runs.load import load_autoencoder
+from jaxar.runs.model import Autoencoder
+from jaxar.runs.setup import autoencoder_settings, describe, prepare
 
 CROP = "ADM centre crop: halved by a box filter, then bicubic, then the middle"
 MAX_LEFT_OUT = 0.001
 """Share of the images that may be unreadable."""
+
+
+def run(command: Command) -> None:
+    """Encodes the images of --source to --output."""
+    encode(command.config, str(command.flags.source), str(command.flags.output))
 
 
 def encode(
@@ -39,23 +45,22 @@ def encode(
     shard_size: int = 8192,
     dtype: str = "float32",
 ) -> Path:
-    """Returns the folder that now holds the latents of a set of images and of their mirror images.
+    """Returns the folder that now holds the latents of images and of their mirror images.
 
-    Latents are what the config's autoencoder keeps of an image, unscaled: of a variational one mean
-    and log-variance, of one with a quantizer the map that it turns into codes. They stand in
-    ArrayRecord shards that the source `latent_records` reads. Cut short, it goes on with the shards
-    that are missing; they come out the same. Processes share the shards out among themselves, each
-    on devices of its own.
+    Latents are unscaled: mean and log-variance of a variational autoencoder, or the feature map
+    that a quantizer turns into codes. They are written to ArrayRecord shards that the source
+    `latent_records` reads. A call that was interrupted goes on with the missing shards, which come
+    out the same. Several processes divide the shards, and each uses its own devices.
 
     Args:
-      config: Config whose `autoencoder` encodes.
-      source: A folder of class folders; or a part of config.data, as spec or in words:
+      config: Config with the autoencoder.
+      source: A folder of class folders; or a part of config.data, as a spec or in words:
         'tfds(dataset="imagenet2012", size=256, flip=False)'.
       output: Folder to write.
       tokenizer: Weights of the autoencoder; those of `config.autoencoder.weights` by default.
-      batch_size: Images encoded at a time.
+      batch_size: Images in a batch.
       shard_size: Latents in a file.
-      dtype: "float32" or "float16", how they are stored.
+      dtype: Type of the stored latents, "float32" or "float16".
 
     Raises:
       ConfigError: there is no autoencoder, its weights or the images do not fit, or `output` holds
@@ -109,8 +114,8 @@ def encode(
 def _deviation(source: LatentRecords) -> float:
     """Returns the standard deviation of latents drawn from up to 1,000 records, over all channels.
 
-    Models that are trained on latents of another variance than their noise learn badly, so users of
-    their own autoencoders need the number.
+    Models learn badly from latents whose variance differs from that of their noise, so users of
+    their own autoencoder need this number.
     """
     numbers = np.linspace(0, len(source) - 1, min(1000, len(source))).astype(int).tolist()
     moments = np.stack([source.read(i, np.random.default_rng(0))["data"] for i in numbers])
@@ -119,7 +124,7 @@ def _deviation(source: LatentRecords) -> float:
 
 
 def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:
-    """Returns the source of images, which no chance mirrors."""
+    """Returns the data source of --source, without random flips, at the size of the autoencoder."""
     h, w, _ = config.data_shape
     size = (h * network.factor, w * network.factor)
     like = configs.spec("folder", path="", size=size, channels=network.image_channels, flip=False)
@@ -131,7 +136,7 @@ def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:
             source.path = text
     if source.get("flip"):
         raise ConfigError(
-            "--source: flip=True would mix up images and mirror images: leave it out."
+            "--source: flip=True would mix images with their mirror images: leave it out."
         )
     if source.name in ("folder", "tfds"):
         source = configs.spec(**{"flip": False, "size": size, **source})
@@ -149,7 +154,7 @@ def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:
 
 
 def _shape(autoencoder: Autoencoder, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of what is kept of one image."""
+    """Returns the shape of the latents of one image."""
     image = jax.ShapeDtypeStruct((1, *shape), np.float32)
 
     def kept(params, image):
@@ -159,7 +164,7 @@ def _shape(autoencoder: Autoencoder, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _encoder(autoencoder: Autoencoder, mesh: Any) -> Callable[[np.ndarray], Any]:
-    """Returns the function from images to what is kept of (images, mirror images), on devices."""
+    """Returns the function from images to the latents of images and mirror images, on devices."""
 
     @jax.jit
     def run(params, images):
@@ -172,7 +177,7 @@ def _encoder(autoencoder: Autoencoder, mesh: Any) -> Callable[[np.ndarray], Any]
 
 
 def _write(writer: LatentWriter, images: Any, run: Any, batch_size: int) -> None:
-    """Encodes this process's share of the shards that are missing."""
+    """Writes this process's share of the missing shards."""
     size, total = writer.shard_size, len(images)
     there = np.zeros(-(-total // size), bool)
     there[writer.whole()] = True
@@ -212,7 +217,17 @@ def _examples(
     bar: Bar,
     done: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields latents, those of the mirror image, and label; one batch is encoded ahead."""
+    """Yields latents, latents of the mirror image, and label, with one batch encoded ahead.
+
+    Args:
+      images: Data source.
+      numbers: Numbers of the images.
+      run: Function that `_encoder` returns.
+      batch_size: Images in a batch.
+      left_out: List to which the reason is added for each image that cannot be read.
+      bar: Bar that counts images.
+      done: Count before the first of these images.
+    """
 
     def read(number: int) -> Any:
         try:
@@ -238,5 +253,6 @@ def _examples(
 
 
 def _fetched(latents: Any, labels: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yields the examples of a batch, once the devices have finished it."""
     straight, mirrored = jax.device_get(latents)
-    yield from zip(straight, mirrored, labels, strict=False)  # the batch may be filled up
+    yield from zip(straight, mirrored, labels, strict=False)  # the batch may be padded

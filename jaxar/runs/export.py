@@ -1,4 +1,4 @@
-"""Models on their way to other people: released weights to a run, a run to a folder to share."""
+"""The verb `export`: a model becomes a folder to share."""
 
 import importlib.metadata
 import json
@@ -8,62 +8,40 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar import checkpoint, tree
-from jaxar.parallel import sharding
 from jaxar import config as configs
-from jaxar.runs.load import CONFIG, EXPORT, MODEL, TOKENIZER, converted
-from jaxar.runs.model import Model, Origin
-from jaxar.runs.setup import prepare
+from jaxar import tree
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.files import replace_text, sha256
+from jaxar.runs.abilities import can
+from jaxar.runs.command import Command
+from jaxar.runs.load import CONFIG, EXPORT, MODEL, TOKENIZER
+from jaxar.runs.model import Model
+from jaxar.runs.result import RESULT
 from jaxar.typing import Params
 
 CARD = "README.md"
 
 
-def convert(config: Any, source: str | Path, *, workdir: str | Path, ema: bool = True) -> Path:
-    """Returns the directory of a run whose checkpoint of step 0 holds released weights.
-
-    It can be sampled and evaluated as a run of our own; training it goes on from the weights.
-
-    Args:
-      config: Config of the model.
-      source: File of released weights.
-      workdir: Directory without checkpoints.
-      ema: Whether to take averaged weights, where the file has others too.
-
-    Raises:
-      ConfigError: the weights are not of this model, or the directory has checkpoints.
-    """
-    folder, ready = Path(workdir), prepare(config)
-    if checkpoint.exist(folder):
-        raise ConfigError(f"{folder} holds a run already: choose another --workdir.")
-    params, level = converted(config, ready, source, ema=ema)
-    params = sharding.place(params, ready.mesh)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / CONFIG, configs.to_json(config))
-    record = {"weights": Origin(Path(source), level).facts(params)}
-    checkpoints = checkpoint.Checkpoints(folder, frugal_for=params)
-    checkpoints.save(0, {"ema": params}, record)
-    checkpoints.close()
-    say("written", f"{tree.count(params):,} parameters of {source} to {folder}")
-    return folder
+def run(command: Command) -> None:
+    """Exports a model to --output, with the figures of its run on the model card."""
+    result = command.workdir / RESULT
+    export(command.model(), str(command.flags.output), result=result)
 
 
 def export(model: Model, output: str | Path, *, result: str | Path | None = None) -> Path:
-    """Returns a folder that holds a model whole: `jaxar.load(folder)` reads it back.
+    """Returns a folder that holds a whole model: `jaxar.load(folder)` reads it back.
 
-    It holds the parameters as safetensors, the autoencoder's too where there is one, the config as
-    JSON, a model card, and the hashes of the weights.
+    The folder has the parameters as safetensors, those of the autoencoder where there is one, the
+    config as JSON, a model card, and the hashes of the weights.
 
     Args:
       model: What to export.
       output: Folder to write, empty or new.
-      result: `result.json` whose figures the card shows, with their protocol.
+      result: `result.json` whose figures the card is to show, with their protocol.
 
     Raises:
-      ConfigError: the folder holds an export already.
+      ConfigError: the folder holds an exported model already.
     """
     folder = Path(output)
     if (folder / EXPORT).exists():
@@ -78,7 +56,7 @@ def export(model: Model, output: str | Path, *, result: str | Path | None = None
     if config.autoencoder.get("weights"):
         config = configs.override(config, ["autoencoder.weights=''"])
     replace_text(folder / CONFIG, configs.to_json(config))
-    for name in weights:  # which safetensors makes readable for their owner alone
+    for name in weights:  # safetensors makes its files readable for their owner alone
         (folder / name).chmod((folder / CONFIG).stat().st_mode)
     hashes = {name: sha256(folder / name) for name in weights}
     figures = json.loads(Path(result).read_text()) if result and Path(result).exists() else {}
@@ -90,7 +68,7 @@ def export(model: Model, output: str | Path, *, result: str | Path | None = None
 
 
 def _write_safetensors(path: Path, params: Params) -> None:
-    """Writes a tree under its paths, "encoder/blocks/mlp/up/kernel"."""
+    """Writes a parameter tree with its paths as names, "encoder/blocks/mlp/up/kernel"."""
     from safetensors.numpy import save_file
 
     arrays = {key: np.asarray(jax.device_get(leaf)) for key, leaf in tree.paths(params).items()}
@@ -98,7 +76,7 @@ def _write_safetensors(path: Path, params: Params) -> None:
 
 
 def _card(model: Model, hashes: dict[str, str], figures: dict[str, Any]) -> str:
-    """Returns the model card, Markdown."""
+    """Returns the model card in Markdown."""
     origin = model.origin.facts(model.params)
     name = model.config.name
     steps = f", {model.step:,} training steps" if model.step else ""
@@ -116,7 +94,7 @@ def _card(model: Model, hashes: dict[str, str], figures: dict[str, Any]) -> str:
         "",
         'model = jaxar.load("FOLDER")  # this folder',
     ]
-    if model.system.shows == "samples":
+    if can(model.system, "sample"):
         lines += ['jaxar.grid(model.sample([0, 1, 2]), columns=3).save("samples.png")']
     lines += ["```", "", "## Where the weights come from", ""]
     lines += [f"- {key}: {value}" for key, value in origin.items() if value]

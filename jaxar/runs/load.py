@@ -1,4 +1,4 @@
-"""Models from where they are kept: a run, an exported folder, a hub, or a released weights file."""
+"""Loads models: from a run, an exported folder, a hub, or a file of released weights."""
 
 import contextlib
 import json
@@ -10,15 +10,15 @@ from typing import Any
 import jax
 
 from jaxar import checkpoint, registry, tree
-from jaxar.parallel import sharding
 from jaxar import config as configs
+from jaxar.config import ConfigError
+from jaxar.files import sha256
+from jaxar.nn.module import params_of
+from jaxar.parallel import sharding
 from jaxar.runs.model import Autoencoder, Model, Origin
 from jaxar.runs.setup import Prepared, default_workdir, prepare
-from jaxar.config import ConfigError
-from jaxar.weights.files import StateFile, read_state
-from jaxar.files import sha256
-from jaxar.nn.module import bind, params_of
 from jaxar.typing import Params
+from jaxar.weights.files import StateFile, read_state
 
 CONFIG = "config.json"
 EXPORT = "export.json"
@@ -36,7 +36,7 @@ MAY_CHANGE = (
     "steps",
     "autoencoder.weights",
 )
-"""Fields that a run may be continued with although they differ from those it began with."""
+"""Fields that may differ between a run and the config that continues it."""
 
 
 def load(
@@ -49,7 +49,7 @@ def load(
     ema: bool = True,
     overrides: Sequence[str] = (),
 ) -> Model:
-    """Returns a model, ready to sample.
+    """Returns a model, ready to use.
 
         load("xar_digits")                                            # trained here, in runs/
         load("xar_b", weights="xAR-B.pth", tokenizer="kl16.ckpt")     # released
@@ -59,15 +59,15 @@ def load(
       name: Name or file of a config, a folder written by `export`, or "owner/name" on the Hugging
         Face hub.
       weights: Released weights of the config's model: .pth, .ckpt, .safetensors or .npz.
-      tokenizer: Weights of the autoencoder that decodes its latents: a file as above, a folder
-        written by `export`, or the directory of a run. Without it latents are sampled.
-      workdir: Directory of a run; "runs/<name>" by default.
+      tokenizer: Weights of the autoencoder that decodes the model's latents: a file as above, a
+        folder written by `export`, or the folder of a run. Without it, latents are sampled.
+      workdir: Folder of a run; "runs/<name>" by default.
       step: Checkpoint of the run; the newest by default.
-      ema: Whether to take the averaged parameters, where there are others.
+      ema: Whether to take averaged parameters, where both are stored.
       overrides: Fields of the config to set, e.g. "sample.steps=10"; see `MAY_CHANGE`.
 
     Raises:
-      ConfigError: there is no such model, or it is of another config; one sentence says which.
+      ConfigError: there is no such model, or it is of another config.
     """
     if tokenizer is not None:
         overrides = (*overrides, f"autoencoder.weights={str(tokenizer)!r}")
@@ -79,17 +79,17 @@ def load(
         return _from_export(Path(name), overrides)
     if workdir is None and _is_hub_name(str(name)):
         return _from_export(_download(str(name)), overrides)
-    name = configs.load(str(name)).name if str(name).endswith(".py") else str(name)
-    folder = Path(workdir) if workdir else default_workdir(name)
-    return _from_workdir(name, folder, step=step, ema=ema, overrides=overrides)
+    own = str(configs.load(str(name)).name if str(name).endswith(".py") else name)
+    folder = Path(workdir) if workdir else default_workdir(own)
+    return _from_workdir(own, folder, step=step, ema=ema, overrides=overrides)
 
 
 def from_weights(config: Any, path: str | Path, *, ema: bool = True) -> Model:
     """Returns the model of a config with the weights of a released file.
 
     Raises:
-      ConfigError: the file cannot be read, or its weights are not of this model; lists every
-        unused, missing and misshapen key.
+      ConfigError: the file cannot be read, or its weights are of another model; the message lists
+        every unused, missing and misshapen key.
     """
     ready = prepare(config)
     params, level = converted(config, ready, path, ema=ema)
@@ -98,7 +98,9 @@ def from_weights(config: Any, path: str | Path, *, ema: bool = True) -> Model:
 
 
 def converted(config: Any, ready: Prepared, path: str | Path, *, ema: bool) -> tuple[Params, str]:
-    """Returns the parameters in a released file as NumPy arrays, and the level they stood at.
+    """Returns the parameters of a released file as NumPy arrays, and their level in the file.
+
+    A training checkpoint has several levels, such as "model" and "model_ema".
 
     Raises:
       ConfigError: see `from_weights`.
@@ -109,10 +111,10 @@ def converted(config: Any, ready: Prepared, path: str | Path, *, ema: bool) -> t
 
 
 def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
-    """Returns the autoencoder of a config with its weights; None where none are given.
+    """Returns the autoencoder of a config with its weights; None where no weights are given.
 
     Raises:
-      ConfigError: the weights are not of it.
+      ConfigError: the weights are missing, or of another autoencoder.
     """
     if ready.network is None or not config.autoencoder.weights:
         return None
@@ -170,7 +172,11 @@ def _released(path: str | Path, reader: str, shapes: Params) -> Params:
 
 
 def require_same_run(config: Any, saved: Any, folder: Path) -> None:
-    """Raises ConfigError where a run would not be continued, or a model not be what was trained."""
+    """Checks that a config continues a run, or describes the model that the run trained.
+
+    Raises:
+      ConfigError: a field differs that is not in `MAY_CHANGE`.
+    """
     changed = configs.differences(config, saved, ignore=MAY_CHANGE)
     if changed:
         raise ConfigError(
@@ -181,7 +187,7 @@ def require_same_run(config: Any, saved: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _state(path: str | Path, level: str | None = None) -> Iterator[StateFile]:
-    """Returns the tensors of a file; what is wrong with them becomes a ConfigError."""
+    """Opens the tensors of a file; raises ConfigError, which names the file, for a bad one."""
     try:
         with read_state(path, level) as state:
             yield state
@@ -191,6 +197,7 @@ def _state(path: str | Path, level: str | None = None) -> Iterator[StateFile]:
 
 
 def _model(config: Any, ready: Prepared, params: Params, *, origin: Origin, step: int = 0) -> Model:
+    """Returns the model of a config with its autoencoder, if its weights are given."""
     autoencoder = load_autoencoder(config, ready)
     require_frozen(ready.system, autoencoder)
     return Model(config, ready.system, params, ready.mesh, step, autoencoder, origin)
@@ -228,7 +235,7 @@ def _from_workdir(
 
 
 def _from_export(folder: Path, overrides: Sequence[str]) -> Model:
-    """Returns the model of a folder that `export` wrote, its files compared with their hashes."""
+    """Returns the model of a folder that `export` wrote, after checking the hashes of its files."""
     facts = json.loads((folder / EXPORT).read_text())
     for name, digest in facts["files"].items():
         if not (folder / name).exists() or sha256(folder / name) != digest:
@@ -247,7 +254,11 @@ def _from_export(folder: Path, overrides: Sequence[str]) -> Model:
 
 
 def _read_exported(path: Path, template: Any) -> Params:
-    """Returns the parameter tree of a safetensors file of ours, compared with a template."""
+    """Returns the parameter tree of a safetensors file that `export` wrote.
+
+    Raises:
+      ConfigError: tree, shapes or dtypes differ from the template's.
+    """
     with _state(path) as state:
         params = tree.nest({key: state[key] for key in state})
     problems = tree.differences(params, template)
@@ -257,25 +268,25 @@ def _read_exported(path: Path, template: Any) -> Params:
 
 
 def _autoencoder_of(folder: Path, template: Any) -> tuple[Params, Path]:
-    """Returns the autoencoder's parameters in an exported folder or a run, and their file."""
+    """Returns the autoencoder's parameters in an exported folder or a run, and where they are."""
     if (folder / TOKENIZER).exists():
         return _read_exported(folder / TOKENIZER, template), folder / TOKENIZER
     if (folder / EXPORT).exists():
         model = _from_export(folder, ())
     else:
-        name = configs.from_json((folder / CONFIG).read_text()).name
+        name = str(configs.from_json((folder / CONFIG).read_text()).name)
         model = _from_workdir(name, folder, step=None, ema=True, overrides=())
     params = model.params.get("autoencoder", {})
     problems = tree.differences(params, template)
     if problems:
         raise ConfigError(
-            f"{folder} does not hold the autoencoder of this config:\n  " + "\n  ".join(problems)
+            f"{folder} holds another autoencoder than this config:\n  " + "\n  ".join(problems)
         )
     return params, folder
 
 
 def _is_hub_name(name: str) -> bool:
-    """Returns whether a name reads "owner/name" and is no file or folder here."""
+    """Returns whether a name has the form "owner/name" and is neither a file nor a folder."""
     pair = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
     return bool(pair) and not name.endswith(".py") and not Path(name).exists()
 

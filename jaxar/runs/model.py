@@ -1,4 +1,4 @@
-"""A system with parameters on devices: what is sampled, evaluated and exported."""
+"""A system with its parameters on devices, which is sampled, evaluated and exported."""
 
 import dataclasses
 import functools
@@ -12,13 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxar import assembly, tree
-from jaxar.parallel import distributed, sharding
-from jaxar.parallel.axes import hold
-from jaxar.schemes.base import Settings
-from jaxar.files import sha256
+from jaxar.config import ConfigError
 from jaxar.core.known import Known
 from jaxar.core.random import LARGEST_SEED, key_for
+from jaxar.files import sha256
 from jaxar.nn.module import bind
+from jaxar.parallel import distributed, sharding
+from jaxar.parallel.axes import hold
+from jaxar.runs.abilities import require
+from jaxar.schemes.base import Settings
 from jaxar.system import System
 from jaxar.typing import Array, Params
 
@@ -28,15 +30,15 @@ class Origin:
     """Where parameters come from, for result files and model cards.
 
     Attributes:
-      path: File or folder they were read from; None for a run's checkpoint.
-      note: What was taken of it, such as "model_ema", or "ema of step 1200".
+      path: File or folder that they were read from; None for a checkpoint of a run.
+      note: What was taken from it, such as "model_ema", or "ema of step 1200".
     """
 
     path: Path | None
     note: str = ""
 
     def facts(self, params: Params) -> dict[str, Any]:
-        """Returns names and hashes: of the file, where it is one, and of the parameters."""
+        """Returns the note, a hash of the parameters, and name and hash of the file, if any."""
         facts: dict[str, Any] = {"note": self.note}
         facts["parameters_sha256"] = tree.digest(params, distributed.gathered)
         if self.path is not None:
@@ -48,12 +50,12 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """A trained autoencoder, ready to decode latents and to encode images.
+    """A trained autoencoder, ready to encode images and to decode latents.
 
     Attributes:
       network: Template of the module.
       params: Its parameters, on the devices of the mesh.
-      origin: Where they come from.
+      origin: Where the parameters come from.
     """
 
     network: Any
@@ -63,16 +65,16 @@ class Autoencoder:
 
 @dataclasses.dataclass
 class Model:
-    """A system with parameters, ready to sample.
+    """A system with parameters, ready to use.
 
     Attributes:
-      config: Its whole config.
-      system: Its parts.
-      params: Its parameters, on the devices of `mesh`.
+      config: The whole config.
+      system: The system of the config.
+      params: Parameters, on the devices of `mesh`.
       mesh: Devices.
-      step: Training steps behind the parameters.
-      autoencoder: Turns the system's latents into images; None where it models the data directly,
-        and where no weights were given.
+      step: Number of training steps that the parameters have seen.
+      autoencoder: Decodes the system's latents to images. None where the system models the data
+        directly, and where no weights are given.
       origin: Where the parameters come from, for result files and model cards.
     """
 
@@ -95,16 +97,17 @@ class Model:
     def sample(self, labels: Sequence[int] | np.ndarray, **options: Any) -> np.ndarray:
         """Returns generated data, (b, h, w, c) float32: images in [-1, 1], or latents.
 
-        Latents come where the system models an autoencoder's latents and none was loaded, scaled
-        as its decoder takes them. The same shapes and settings compile once. An image depends on
-        its label, the seed and its number alone, not on the batch it is drawn in.
+        A system of latents whose autoencoder is not loaded returns latents, scaled as the decoder
+        takes them. Each combination of shapes and settings compiles once. An image depends on its
+        label, the seed and its number alone, not on its batch.
 
         Args:
           labels: One class in [0, num_classes) for each image.
           **options: See `start`.
 
         Raises:
-          ValueError: a label is out of range, or a setting makes no sense; names the range.
+          ValueError: a label or a setting is out of range, which the message names, or the system
+            cannot sample.
         """
         images = self.start(labels, **options)
         return distributed.gathered(images)[: len(labels)]
@@ -120,24 +123,25 @@ class Model:
         guidance: float | None = None,
         **settings: Any,
     ) -> Array:
-        """Returns the data of `sample` before they are there: the devices go on working.
+        """Returns the data of `sample` without waiting for the devices to finish.
 
-        The batch is filled up to a multiple of the devices; the rows after the labels are void.
+        The batch is padded to a multiple of the devices; the rows after the labels mean nothing.
 
         Args:
           labels: One class in [0, num_classes) for each image.
           seed: Seed of all noise.
           first: Number of the first image: image i is drawn with the noise of number first + i.
           latents: Whether to return latents although there is an autoencoder.
-          edit: Images (b, h, w, c) to begin with and a mask (b, h, w), True where they are to be
-            made anew; see `editing.edit`.
-          guidance: Weight of classifier-free guidance, at least 1; 1 is none.
+          edit: Images (b, h, w, c) and a mask (b, h, w), True where they are to be regenerated; see
+            `jaxar.runs.edit.edit`.
+          guidance: Weight of classifier-free guidance, at least 1; 1 for none.
           **settings: Other fields of config.sample, such as `steps` and `solver` of xAR and FlowAR,
             `top_k` and `top_p` of VAR, `iterations` and `temperature` of MAR.
 
         Raises:
           ValueError: see `sample`.
         """
+        require(self.system, "sample", self.config.name)
         condition = self.system.condition.read(labels)
         chosen = assembly.build_settings(self.config, guidance=guidance, **settings)
         weight = self.config.sample.guidance if guidance is None else guidance
@@ -163,10 +167,50 @@ class Model:
         with jax.set_mesh(self.mesh):
             return run(weights, seed, numbers, jax.tree.map(put, condition), float(weight), begin)
 
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Returns what an autoencoder makes of images, (b, h, w, c) float32 in [-1, 1].
+
+        Args:
+          images: (b, h, w, c) float32 in [-1, 1].
+
+        Raises:
+          ConfigError: the system cannot reconstruct.
+        """
+        require(self.system, "reconstruct", self.config.name)
+        return distributed.gathered(self.system.reconstruct(self.params, images))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (h, w, c) of what the model samples: images, or latents without an autoencoder."""
+        h, w, c = self.system.shape
+        if self.autoencoder is None:
+            return h, w, c
+        network = self.autoencoder.network
+        return h * network.factor, w * network.factor, network.image_channels
+
+    def require_images(self) -> None:
+        """Checks that the model samples images.
+
+        Raises:
+          ConfigError: it cannot sample, or it samples latents because its autoencoder is missing.
+        """
+        require(self.system, "sample", self.config.name)
+        if self.config.autoencoder.name != "none" and self.autoencoder is None:
+            raise ConfigError(
+                f"{self.config.name} samples latents: give the autoencoder's weights by "
+                "--tokenizer=FILE."
+            )
+
 
 @functools.lru_cache(maxsize=64)
 def sampler(system: System, network: Any, settings: Settings) -> Any:
-    """Returns the jitted sampler; one object for each setting, so that JAX finds it compiled."""
+    """Returns the jitted sampler: one object for each setting, so that JAX compiles it once.
+
+    Args:
+      system: The system.
+      network: Template of the autoencoder that decodes its latents; None to return latents.
+      settings: Static settings of sampling.
+    """
 
     def run(weights, seed, numbers, condition, guidance, edit):
         params, frozen, decoder = weights

@@ -1,4 +1,4 @@
-"""Pictures for people: PIL images, labelled grids and curves. Nothing here is needed to compute."""
+"""Pictures: PIL images, labelled grids of images, and curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ ROUNDING = "8 bits as round(255 (x + 1) / 2), halves to even, clipped to [0, 255
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 pixels for floats in [-1, 1]: round(255 (x + 1) / 2), clipped."""
+    """Returns uint8 pixels of floats in [-1, 1]: round(255 (x + 1) / 2), clipped."""
     pixels = (np.asarray(images, np.float32) + 1) * 127.5
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
@@ -38,12 +38,12 @@ def to_pil(images: np.ndarray) -> "list[Image.Image]":
 
 
 def save_png(image: np.ndarray, file: Any, text: Mapping[str, Any]) -> None:
-    """Writes one (h, w, c) image in [-1, 1] as PNG, with numbers about it as text chunks.
+    """Writes one (h, w, c) image in [-1, 1] as PNG, with facts about it in text chunks.
 
     Args:
-      image: c is 1 or 3.
+      image: Grey or colour image: c is 1 or 3.
       file: Path or open binary file.
-      text: What to note, by name.
+      text: Facts to store, by name.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -61,14 +61,14 @@ def grid(
     gap: int = 2,
     zoom: int | None = None,
 ) -> "Image.Image":
-    """Returns one picture of (b, h, w, c) images in [-1, 1], with gaps between the tiles.
+    """Returns one picture of (b, h, w, c) images in [-1, 1], as tiles with gaps between them.
 
     Args:
-      images: In reading order.
+      images: Images in reading order.
       columns: Tiles in a row.
-      rows: Names written to the left of the rows.
-      gap: Pixels between tiles before zooming.
-      zoom: Whole factor of enlargement; by default tiles become about 64 pixels high.
+      rows: Names to write to the left of the rows.
+      gap: Pixels between tiles, before enlarging.
+      zoom: Whole factor of enlargement; by default one that makes tiles about 64 pixels high.
     """
     from PIL import Image, ImageDraw
 
@@ -95,7 +95,7 @@ def grid(
 
 
 def side_by_side(sheets: "Sequence[Image.Image]", titles: Sequence[str] = ()) -> "Image.Image":
-    """Returns pictures of one height in a row, each under its title where there are titles."""
+    """Returns one picture with others in a row, each under its title where titles are given."""
     from PIL import Image, ImageDraw
 
     top = 18 if titles else 0
@@ -111,8 +111,35 @@ def side_by_side(sheets: "Sequence[Image.Image]", titles: Sequence[str] = ()) ->
     return whole
 
 
+def save_grids(
+    grids: Mapping[str, np.ndarray], path: Path, *, columns: int, rows: Sequence[str] = ()
+) -> Path:
+    """Returns the file written: grids of images side by side, each under its name.
+
+    Data that are neither grey nor colour images are written as .npy instead, (grids, b, h, w, c),
+    or (b, h, w, c) for a single grid.
+
+    Args:
+      grids: (b, h, w, c) in [-1, 1] by name; the name of a single grid is not written.
+      path: PNG file to write; an .npy gets the same name.
+      columns: Tiles in a row.
+      rows: Names to write to the left of the rows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = list(grids.values())
+    if arrays[0].shape[-1] in (1, 3):
+        sheets = [grid(images, columns=columns, rows=rows) for images in arrays]
+        side_by_side(sheets, list(grids) if len(grids) > 1 else []).save(path)
+        return path
+    path = path.with_suffix(".npy")
+    np.save(path, np.stack(arrays) if len(arrays) > 1 else arrays[0])
+    return path
+
+
 def curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the training loss over the steps as a PNG.
+
+    What the loss is depends on the system, and is said by its objective; so the label does not.
 
     Args:
       history: Records with "step" and "loss".
@@ -123,6 +150,6 @@ def curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([r["step"] for r in history], [r["loss"] for r in history], linewidth=1.2)
-    axes.set(xlabel="step", ylabel="training loss (mean squared error of the velocity)")
+    axes.set(xlabel="step", ylabel="training loss")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

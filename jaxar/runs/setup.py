@@ -1,4 +1,4 @@
-"""What a config means here: system, devices and data, all checked before any long work."""
+"""Turns a config into system, devices and data, and checks them before any long work."""
 
 import dataclasses
 import math
@@ -10,17 +10,17 @@ import jax
 from jax.sharding import Mesh
 
 from jaxar import assembly, registry
-from jaxar.parallel import axes, sharding
 from jaxar import config as configs
 from jaxar.config import ConfigError
+from jaxar.parallel import axes, sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a config means on these devices: found out before any long work.
+    """System, autoencoder and mesh of a config.
 
     Attributes:
-      system: What is trained and sampled.
+      system: The system to train or use.
       network: Template of the autoencoder that decodes the system's latents, or None.
       mesh: Devices.
     """
@@ -37,11 +37,12 @@ def prepare(
 
     Args:
       config: The whole config.
-      training: Whether its batch must divide among the devices: that of samples is filled up.
-      devices: What to make the mesh of; all there are by default.
+      training: Whether `config.batch_size` must divide among the devices; batches of samples are
+        padded.
+      devices: Devices of the mesh; all devices by default.
 
     Raises:
-      ConfigError: one sentence on the first setting that cannot work.
+      ConfigError: a setting cannot work.
     """
     system, network = build(config)
     try:
@@ -56,7 +57,7 @@ def build(config: Any) -> tuple[Any, Any]:
     """Returns system and autoencoder of a config, after all checks that need neither data nor mesh.
 
     Raises:
-      ConfigError: one sentence on the first setting that cannot work.
+      ConfigError: a setting cannot work.
     """
     configs.check(config)
     registry.build("evaluation", config.evaluation)
@@ -66,13 +67,16 @@ def build(config: Any) -> tuple[Any, Any]:
 def require_divisible(
     config: Any, system: Any, sizes: Mapping[str, int], *, training: bool
 ) -> None:
-    """Raises ConfigError where a mesh cannot share out the heads of a system, or its batch.
+    """Checks that attention heads, and in training the batch, divide among the devices of a mesh.
 
     Args:
       config: The whole config.
-      system: Of the config.
-      sizes: Of the mesh, by axis.
-      training: Whether the batch counts: that of samples is filled up.
+      system: The system of the config.
+      sizes: Sizes of the mesh by axis.
+      training: Whether `config.batch_size` must divide; batches of samples are padded.
+
+    Raises:
+      ConfigError: they do not; the message names the nearest sizes that do.
     """
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     tensor, heads = sizes["tensor"], axes.lengths(shapes, "heads")
@@ -94,17 +98,21 @@ def require_divisible(
 
 
 def open_source(config: Any, **changes: Any) -> Any:
-    """Returns the data source of a config, compared with the rest of the config.
+    """Returns the data source of a config, after comparing it with the rest of the config.
+
+    Args:
+      config: The whole config.
+      **changes: Fields of config.data to replace.
 
     Raises:
-      ConfigError: shape or classes differ, cached latents are of another autoencoder or image
-        size, or the data cannot be opened.
+      ConfigError: the data cannot be opened, their shape or classes differ from the config's, or
+        cached latents are of another autoencoder or image size.
     """
     source = registry.build("data", {**config.data, **changes})
     if tuple(source.shape) != tuple(config.data_shape):
         raise ConfigError(
             f"config.data gives examples of shape {tuple(source.shape)}, config.data_shape says "
-            f"{tuple(config.data_shape)}: set --config.data_shape to what the data are."
+            f"{tuple(config.data_shape)}: set --config.data_shape to the shape of the data."
         )
     if source.num_classes > config.num_classes:
         raise ConfigError(
@@ -115,27 +123,8 @@ def open_source(config: Any, **changes: Any) -> Any:
     return source
 
 
-def open_real(config: Any, **changes: Any) -> Any:
-    """Returns the source of the real images that `recognition` reads.
-
-    Raises:
-      ConfigError: it cannot be opened, or has not the classes of the config.
-    """
-    words = config.evaluation.get("reference", "data")
-    if words == "data":
-        return open_source(config, **changes)
-    part = configs.read_spec("config.evaluation.reference", words, config.data)
-    source = registry.build("data", {**part, **changes})
-    if source.num_classes != config.num_classes:
-        raise ConfigError(
-            f"config.evaluation.reference has {source.num_classes} classes, the config "
-            f"{config.num_classes}: name the images that the latents were made of."
-        )
-    return source
-
-
 def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
-    """Raises ConfigError where cached latents are of another autoencoder or of other images."""
+    """Raises ConfigError where cached latents are of another autoencoder or image size."""
     if "autoencoder" not in manifest:
         return
     changed = [
@@ -153,9 +142,9 @@ def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
 
 
 def autoencoder_settings(config: Any) -> dict[str, dict[str, Any]]:
-    """Returns what decides about an autoencoder's latents beside its weights, as JSON keeps it.
+    """Returns the settings that an autoencoder's latents depend on, beside its weights, for JSON.
 
-    These are the settings of the autoencoder and, where the config has one, of its quantizer.
+    They are the fields of `config.autoencoder` and, where there is one, of `config.quantizer`.
     """
     parts = [part for part in ("autoencoder", "quantizer") if part in config]
     return {
@@ -168,19 +157,13 @@ def autoencoder_settings(config: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def ends_with_evaluation(config: Any) -> bool:
-    """Returns whether training ends with the config's evaluation: all it needs is named."""
-    options = config.evaluation
-    return options.name != "none" and bool(options.get("network", "given"))
-
-
 def default_workdir(name: str) -> Path:
-    """Returns runs/<name>."""
+    """Returns the folder of a config's run: runs/<name>."""
     return Path("runs") / name
 
 
 def describe(mesh: Mesh) -> str:
-    """Returns one line on the devices in use."""
+    """Returns one line about the devices in use."""
     used = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     kind, processes = jax.devices()[0].device_kind, jax.process_count()
     shared = f" in {processes} processes" if processes > 1 else ""

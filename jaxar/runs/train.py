@@ -1,35 +1,47 @@
-"""Training as a person meets it: a directory with checkpoints, pictures, a history and a result."""
+"""Runs training in a work directory: checkpoints, pictures, the history and the result."""
 
-import json
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxar import checkpoint, tree
-from jaxar.parallel import distributed
-from jaxar.runs import picture
+from jaxar import checkpoint, registry, tree
 from jaxar import config as configs
-from jaxar.runs.load import CONFIG, load_autoencoder, load_frozen, require_same_run
-from jaxar.runs.model import Autoencoder, Model
-from jaxar.runs.setup import (default_workdir, describe, ends_with_evaluation, open_real, open_source, prepare)
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.files import replace_text
+from jaxar.parallel import distributed
+from jaxar.runs import picture, reconstruct, sample
+from jaxar.runs.abilities import can
+from jaxar.runs.command import Command
+from jaxar.runs.load import CONFIG, load_autoencoder, require_same_run
+from jaxar.runs.model import Autoencoder, Model
+from jaxar.runs.result import Evaluation, write_result
+from jaxar.runs.setup import default_workdir, describe, open_source, prepare
 from jaxar.training.loop import fit
 from jaxar.training.memory import averaged
 from jaxar.training.progress import read_history
 
-RESULT, SAMPLES, CURVE = "result.json", "samples.png", "loss.png"
+SAMPLES, CURVE = "samples.png", "loss.png"
+
+
+def run(command: Command) -> None:
+    """Trains a model, and evaluates it where its config names an evaluation and all it needs."""
+    config, folder = command.config, command.workdir
+    model = train(config, workdir=folder)
+    evaluation: Evaluation = registry.build("evaluation", config.evaluation)
+    if evaluation.complete:
+        write_result(model, folder, evaluation.run(model, folder))
 
 
 def train(config: Any, *, workdir: str | Path | None = None) -> Model:
-    """Returns the model trained by a config; goes on where an earlier run in `workdir` stopped.
+    """Returns the model trained by a config; a run that stopped in `workdir` goes on from there.
 
-    Writes checkpoints, `config.json`, `metrics.jsonl`, `loss.png` and sample grids; `result.json`
-    is left to `evaluate` where the config names an evaluation and all it needs.
+    Writes checkpoints, `config.json`, `metrics.jsonl`, `loss.png` and pictures. Where the config
+    names an evaluation and all it needs, `result.json` is left to `evaluate`, and whether it will
+    find all of that is checked before training begins.
+
+    Args:
+      config: The whole config.
+      workdir: Folder of the run; "runs/<name>" by default.
 
     Raises:
       ConfigError: a setting cannot work, or `workdir` holds another run.
@@ -37,13 +49,18 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     ready = prepare(config, training=True)
     folder = Path(workdir) if workdir else default_workdir(config.name)
     source = open_source(config)
-    if config.evaluation.name == "recognition":
-        open_real(config, split="held_out")  # what the end of the run needs is found missing now
     autoencoder = load_autoencoder(config, ready)
     if autoencoder is not None:
         _require_same_weights(config, autoencoder, getattr(source, "manifest", {}))
     system = ready.system
     frozen = load_frozen(config, system, ready, autoencoder)
+
+    def model(params, step):
+        return Model(config, system, params, ready.mesh, step, autoencoder)
+
+    evaluation: Evaluation = registry.build("evaluation", config.evaluation)
+    if evaluation.complete:
+        evaluation.check(model({}, 0))
     _remember(config, folder)
     passes = config.steps * config.batch_size / len(source)
     say(
@@ -53,138 +70,53 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     )
     say("devices", describe(ready.mesh))
 
-    def model(params, step):
-        return Model(config, system, params, ready.mesh, step, autoencoder)
-
     def preview(params, ema, step):
         models = {"raw": model(params, step), "average": model(ema, step)}
-        draw(models, folder / f"samples_{step:07}.png")
+        _draw(models, source, folder / f"samples_{step:07}.png")
         _draw_curve(folder)
 
     state = fit(system, frozen, source, config, folder, ready.mesh, preview)
     trained = model(averaged(state.ema, ready.mesh), int(state.step))
-    draw({"average": trained}, folder / SAMPLES)
+    _draw({"average": trained}, source, folder / SAMPLES)
     _draw_curve(folder)
     say("curve", str(folder / CURVE))
-    if not ends_with_evaluation(config):
+    if not evaluation.complete:
         write_result(trained, folder, {})
     return trained
 
 
-def draw(
-    models: dict[str, Model],
-    path: Path,
-    *,
-    labels: Sequence[int] | None = None,
-    seed: int = 0,
-) -> None:
-    """Writes a picture of what models make: a grid for each, side by side under their names.
-
-    Systems that sample show a class a row, or one row of the given labels; systems that
-    reconstruct show examples of their data above what they make of them. Noise and examples are
-    the same for every call with one seed, so pictures of a run can be compared. Latents, which no
-    picture shows, are written as .npy instead.
-
-    Args:
-      models: Models of one config, by the name to write above their grid; one alone has none.
-      path: File to write.
-      labels: Classes to draw.
-      seed: Of the noise.
-
-    Raises:
-      ConfigError: a label is out of range.
-    """
-    began = time.monotonic()
-    first = next(iter(models.values()))
-    show = {"samples": _samples, "reconstructions": _reconstructions}[first.system.shows]
-    rows, columns, grids = show(models, labels, seed)
-    if not distributed.first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if grids[0].shape[-1] in (1, 3):
-        sheets = [picture.grid(images, columns=columns, rows=rows) for images in grids]
-        picture.side_by_side(sheets, list(models) if len(models) > 1 else []).save(path)
-    else:
-        path = path.with_suffix(".npy")
-        np.save(path, np.stack(grids) if len(grids) > 1 else grids[0])
-    say("picture", f"{path} in {time.monotonic() - began:.1f} s")
-
-
-def write_result(model: Model, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """Returns what `result.json` of a run now holds: the run, and figures of an evaluation.
-
-    Nothing in it depends on when or how fast it was made, so a repeated run gives the same file.
-    """
-    history = read_history(folder)
-    result = {
-        "config": model.config.name,
-        "step": model.step,
-        "parameters": tree.count(model.params),
-        "training_loss": history[-1]["loss"] if history else None,
-        **figures,
-    }
-    if distributed.first():
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
-        say("written", str(folder / RESULT))
-    return result
+def _draw(models: dict[str, Model], source: Any, path: Path) -> None:
+    """Writes a picture of what models can do: samples, or reconstructions, or none."""
+    system = next(iter(models.values())).system
+    if can(system, "sample"):
+        sample.draw(models, path)
+    elif can(system, "reconstruct"):
+        reconstruct.draw(models, source, path)
 
 
 def _draw_curve(folder: Path) -> None:
+    """Writes the loss over the steps of a run."""
     if distributed.first():
         picture.curve(read_history(folder), folder / CURVE)
 
 
 def _require_same_weights(config: Any, autoencoder: Autoencoder, manifest: dict[str, Any]) -> None:
-    """Raises ConfigError where cached latents were made by other weights than will decode them."""
+    """Raises ConfigError where other weights made the cached latents than will decode them."""
     there = manifest.get("autoencoder_weights", {}).get("parameters_sha256")
     here = tree.digest(autoencoder.params, distributed.gathered)
     if there not in (None, here):
         raise ConfigError(
             f"The latents of {config.data.path} were made by an autoencoder whose parameters have "
             f"the SHA-256 {there}; those of {config.autoencoder.weights} have {here}: encode the "
-            "images with these weights, or give the weights they were made by."
+            "images with these weights, or give the weights that made the latents."
         )
 
 
-def _samples(models: dict[str, Model], labels: Sequence[int] | None, seed: int) -> Any:
-    """Returns names of rows, columns, and (b, h, w, c) samples of each model."""
-    model = next(iter(models.values()))
-    options = model.config.sample
-    classes = np.arange(min(options.classes, model.system.num_classes))
-    rows = [] if labels else [str(c) for c in classes]
-    drawn = labels or np.repeat(classes, options.per_class)
-    try:
-        grids = [model.sample(drawn, seed=seed) for model in models.values()]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return rows, options.per_class if rows else len(drawn), grids
-
-
-def _reconstructions(models: dict[str, Model], labels: Sequence[int] | None, seed: int) -> Any:
-    """Returns names of rows, columns, and rows of examples above their reconstructions."""
-    if labels:
-        raise ConfigError("--labels belong to models that sample; this one reconstructs its data.")
-    model = next(iter(models.values()))
-    options, source = model.config.sample, open_source(model.config)
-    count = min(options.classes * options.per_class, len(source))
-    numbers = np.random.default_rng(seed).permutation(len(source))[:count].tolist()
-    images = np.stack([source.read(i, np.random.default_rng(seed))["data"] for i in numbers])
-    columns = min(options.per_class, count)
-    grids = []
-    for model in models.values():
-        made = distributed.gathered(model.system.reconstruct(model.params, images))
-        lines = [slice(i, i + columns) for i in range(0, count - count % columns, columns)]
-        pairs = [part for line in lines for part in (images[line], made[line])]
-        grids.append(np.concatenate(pairs))
-    return ["data", "made"] * (count // columns), columns, grids
-
-
 def _remember(config: Any, folder: Path) -> None:
-    """Writes `config.json`, after comparing with the one that is there if it was trained with.
+    """Writes `config.json`, after comparing it with that of an earlier run in the folder.
 
     Raises:
-      ConfigError: the directory holds a run that this config would not continue.
+      ConfigError: the folder holds a run that this config would not continue.
     """
     path = folder / CONFIG
     if path.exists() and checkpoint.exist(folder) and not checkpoint.converted(folder):

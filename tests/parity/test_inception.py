@@ -7,7 +7,7 @@ import pytest
 
 from jaxar.evaluation import inception, scores
 from jaxar.evaluation import inception_weights as table
-from jaxar.evaluation.frechet import Moments, frechet_distance
+from jaxar.evaluation.frechet import RunningMoments, frechet_distance
 from tests.parity.cases import cases, state_dict
 
 pytestmark = pytest.mark.parity
@@ -48,6 +48,6 @@ def test_metrics(case):
 
 
 def moments(features):
-    taken = Moments()
+    taken = RunningMoments()
     taken.add(features)
     return taken
