@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jaxar.checks import require, whole
+
 
 @dataclasses.dataclass(frozen=True)
 class NoEvaluation:
@@ -21,6 +23,9 @@ class Recognition:
     per_class: int
     reference: str = "data"
 
+    def __post_init__(self):
+        require(vars(self), per_class=whole(1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
@@ -39,3 +44,6 @@ class Fidelity:
     network: str = ""
     reference: str = ""
     batch_size: int = 64
+
+    def __post_init__(self):
+        require(vars(self), samples=whole(2), batch_size=whole(1))

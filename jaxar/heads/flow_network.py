@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import above, require, whole
 from jaxar.core.plan import Layout, Plan
 from jaxar.flow.guidance import guided, twice
 from jaxar.heads.base import Turn
-from jaxar.heads.flow import Flow, FlowNoise, solve
+from jaxar.heads.flow import Flow, FlowNoise, Solving, solve
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.module import Module
@@ -29,6 +30,9 @@ from jaxar.typing import Array, Float
 
 class FlowNetwork(Module):
     """Velocity of every token of an entity, given the noised entity, its time and conditions."""
+
+    serves = ("causal",)
+    sampling = Solving
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class FlowNetwork(Module):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), width=whole(1), depth=whole(1), heads=whole(1), mlp_ratio=above(0))
         keys = jax.random.split(key, 6)
         self.plan, self.channels, self.flow = plan, channels, flow
         self.head, self.compute = width // heads, compute

@@ -25,6 +25,8 @@ class VariationalAutoencoding(Autoencoding[KLAutoencoder]):
 
     kl_weight: float = 1e-6
 
+    needs = "posterior"
+
     def require_fits(self) -> None:
         """Returns None if images of `shape` are for the network; else raises ValueError."""
         self.network.latents(self.shape)

@@ -100,7 +100,15 @@ class Network(Module):
 
 @runtime_checkable
 class Context(Protocol):
-    """How the network is asked about an entity, static; networks come bound to parameters."""
+    """How the network is asked about an entity, static; networks come bound to parameters.
+
+    Its class declares for configs:
+      needs: What the network has to be, the `offers` of its class: a "denoiser" is asked for the
+        velocities of noised tokens at given times and has no head; a "causal" one for hidden
+        vectors of tokens, from inputs made of the tokens before them; a "set" model for those of
+        masked tokens, from the tokens that are kept.
+      sampling: Dataclass of settings of the walk, which are fields of `config.sample`.
+    """
 
     @property
     def entities(self) -> Entities:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.core.plan import Layout
-from jaxar.flow.guidance import guided
+from jaxar.flow.guidance import Guided, guided
 from jaxar.heads.flow import Flow, FlowNoise, solve
 from jaxar.schemes.base import Request, look, write
 from jaxar.schemes.walk import Step, autoregressive
@@ -36,6 +36,9 @@ class Noisy:
     entities: Entities
     num_classes: int
     flow: Flow
+
+    needs = "denoiser"
+    sampling = Guided
 
     def noise(self, network: Any, key: Array, tokens: Float[Array, "b n c"]) -> FlowNoise:
         """Returns a time for each entity and noise for each token."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxar.flow.guidance import share_of
+from jaxar.flow.guidance import Guided, share_of
 from jaxar.heads.base import Turn
 from jaxar.schemes.base import Network, Request, look, write
 from jaxar.schemes.walk import Step, autoregressive
@@ -31,6 +31,9 @@ class Shifted:
 
     entities: Entities
     num_classes: int
+
+    needs = "causal"
+    sampling = Guided
 
     def noise(self, network: Network, key: Array, tokens: Array) -> Any:
         """Returns the head's randomness."""

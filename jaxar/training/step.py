@@ -13,7 +13,7 @@ from jaxar.parallel import axes
 from jaxar.parallel.sharding import batch_sharding, replicated
 from jaxar.system import Trainable
 from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, trim, widened
-from jaxar.training.optim import make_optimizer
+from jaxar.training.optim import Optimizer, make_optimizer
 from jaxar.training.state import TrainState, ema_decay, init_state
 from jaxar.typing import Array
 
@@ -38,7 +38,8 @@ class Training(NamedTuple):
 def training_of(config: Any, system: Trainable) -> Training:
     """Returns the training of a system by the whole config."""
     memory = Memory(**config.memory)
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
+    options = Optimizer(**config.optimizer)
+    optimizer = make_optimizer(options, steps=config.steps, batch_size=config.batch_size)
 
     def init(key: Array) -> TrainState:
         return init_state(system, optimizer, key, memory)

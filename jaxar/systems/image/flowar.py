@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import require
 from jaxar.core.plan import Layout, Plan
 from jaxar.nn import layers
 from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.stacks import Cache, TwoStacks, gated_block
-from jaxar.nn.transformer import PLAIN, Compute, Dropout
+from jaxar.nn.transformer import ARGUMENTS, PLAIN, Compute, Dropout
 from jaxar.systems.image.xar import BLOCK
 from jaxar.tree import paths
 from jaxar.typing import Array, Float, Int
@@ -25,6 +26,8 @@ from jaxar.weights.tables import Row, convert, linear
 
 class FlowAR(TwoStacks):
     """Hidden vector of every token, given what precedes its entity and a class."""
+
+    offers = "causal"
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class FlowAR(TwoStacks):
         key: Array,
     ):
         """Makes the network; see `XAR` for the arguments."""
+        require(locals(), **ARGUMENTS)
         stacks, embed, classes, positions = jax.random.split(key, 4)
         super().__init__(
             plan.tokens,

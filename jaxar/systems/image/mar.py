@@ -14,18 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import require, whole
 from jaxar.core.plan import Plan
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention
 from jaxar.nn.module import Param
 from jaxar.nn.stacks import TwoStacks
-from jaxar.nn.transformer import PLAIN, Compute, Dropout, PlainBlock
+from jaxar.nn.transformer import ARGUMENTS, PLAIN, Compute, Dropout, PlainBlock
 from jaxar.typing import Array, Float, Int
 from jaxar.weights.tables import Row, convert, linear
 
 
 class MAR(TwoStacks):
     """Hidden vector of every token, given the kept tokens and a class."""
+
+    offers = "set"
 
     def __init__(
         self,
@@ -62,8 +65,7 @@ class MAR(TwoStacks):
         Raises:
           ValueError: `buffer` is below 1: with nothing kept the encoder would see nothing.
         """
-        if buffer < 1:
-            raise ValueError(f"The buffer of MAR needs at least 1 copy of the class, not {buffer}.")
+        require(locals(), **ARGUMENTS, buffer=whole(1))
         stacks, embed, classes, no_class, mask, positions = jax.random.split(key, 6)
 
         def block(key):

@@ -13,11 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import below_one, require, whole
 from jaxar.core.plan import Layout, Plan
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CosineAttention, KeyValue
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Offset, Pass, Transformer
+from jaxar.nn.transformer import (
+    ARGUMENTS,
+    PLAIN,
+    Block,
+    Compute,
+    Dropout,
+    Offset,
+    Pass,
+    Transformer,
+)
 from jaxar.tree import paths
 from jaxar.typing import Array, Float, Int
 from jaxar.weights.tables import Row, convert, linear, same
@@ -29,6 +39,8 @@ class VAR(Module):
     Initial values are those of the release: N(0, 1 / (3 width)), the outputs of attention and MLP
     divided by sqrt(2 depth), scales and shifts halved, gates times `gate_init`.
     """
+
+    offers = "causal"
 
     def __init__(
         self,
@@ -70,6 +82,7 @@ class VAR(Module):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), **ARGUMENTS, depth=whole(1), drop_path=below_one)
         keys = iter(jax.random.split(key, 9))
         std = math.sqrt(1 / width / 3)
         law = layers.normal(std)

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
+from jaxar.checks import above, require
 from jaxar.core.plan import Layout, Plan
 from jaxar.nn import layers
 from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.stacks import Cache, TwoStacks, gated_block
-from jaxar.nn.transformer import PLAIN, Compute, Dropout
+from jaxar.nn.transformer import ARGUMENTS, PLAIN, Compute, Dropout
 from jaxar.typing import Array, Float, Int
 from jaxar.weights.tables import Row, convert, linear
 
@@ -23,6 +24,8 @@ class XAR(TwoStacks):
 
     Both stacks see the same mask. Positions are learned, once for each stack, and rotary.
     """
+
+    offers = "denoiser"
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class XAR(TwoStacks):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), **ARGUMENTS, time_scale=above(0))
         stacks, embed, classes, time, predict = jax.random.split(key, 5)
         super().__init__(
             plan.tokens,
