@@ -96,6 +96,11 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", help="classes to draw: 3,1,4 (default: a grid)")
     add("--seed", type=int, help="seed of the samples (default: 0); training has --config.seed")
     add("--step", type=int, help="checkpoint of the run (default: the newest)")
+    add(
+        "--trust",
+        metavar="PACKAGE",
+        help="package, or several with commas, whose parts the config of a run or an export names",
+    )
     add("--samples", help="folder or .npz of images to judge; needs no config")
     add("--network", help="weights of the Inception network (.pth, .pb), or 'digits'")
     add("--reference", help="statistics or images to compare with (.npz, a folder), or 'data'")
@@ -136,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(dry_run(config))
             return
-        with _joined(known):
+        trust = known.trust.split(",") if known.trust else []
+        with _joined(known), configs.trusting([*trust, *configs.own_parts(config)]):
             run(config, known, overrides)
     except (configs.ConfigError, OSError) as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)

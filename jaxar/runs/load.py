@@ -48,6 +48,7 @@ def load(
     step: int | None = None,
     ema: bool = True,
     overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> Model:
     """Returns a model, ready to sample.
 
@@ -65,23 +66,29 @@ def load(
       step: Checkpoint of the run; the newest by default.
       ema: Whether to take the averaged parameters, where there are others.
       overrides: Fields of the config to set, e.g. "sample.steps=10"; see `MAY_CHANGE`.
+      trust: Packages whose parts the config of a run or an export may name, "my_package"; those
+        that a config file given as `name` names itself are trusted.
 
     Raises:
       ConfigError: there is no such model, or it is of another config; one sentence says which.
     """
     if tokenizer is not None:
         overrides = (*overrides, f"autoencoder.weights={str(tokenizer)!r}")
-    if weights is not None:
-        if workdir is not None or step is not None:
-            raise ConfigError("weights come from a file: leave workdir and step out.")
-        return from_weights(configs.override(configs.load(str(name)), overrides), weights, ema=ema)
-    if workdir is None and (Path(name) / EXPORT).exists():
-        return _from_export(Path(name), overrides)
-    if workdir is None and _is_hub_name(str(name)):
-        return _from_export(_download(str(name)), overrides)
-    name = configs.load(str(name)).name if str(name).endswith(".py") else str(name)
-    folder = Path(workdir) if workdir else default_workdir(name)
-    return _from_workdir(name, folder, step=step, ema=ema, overrides=overrides)
+    with configs.trusting(trust):
+        if weights is not None:
+            if workdir is not None or step is not None:
+                raise ConfigError("weights come from a file: leave workdir and step out.")
+            config = configs.override(configs.load(str(name)), overrides)
+            return from_weights(config, weights, ema=ema)
+        if workdir is None and (Path(name) / EXPORT).exists():
+            return _from_export(Path(name), overrides)
+        if workdir is None and _is_hub_name(str(name)):
+            return _from_export(_download(str(name)), overrides)
+        given = configs.load(str(name)) if str(name).endswith(".py") else None
+        name = given.name if given else str(name)
+        folder = Path(workdir) if workdir else default_workdir(name)
+        with configs.trusting(configs.own_parts(given) if given else ()):
+            return _from_workdir(name, folder, step=step, ema=ema, overrides=overrides)
 
 
 def from_weights(config: Any, path: str | Path, *, ema: bool = True) -> Model:
@@ -123,11 +130,11 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
             "them, or give another file, folder or run by --tokenizer."
         )
     if path.is_dir():
-        params, path = _autoencoder_of(path, template)
+        with configs.trusting(configs.own_parts(config)):
+            params, path = _autoencoder_of(path, template)
     else:
         with _state(path) as state:
-            name = f"{config.autoencoder.name}_autoencoder"
-            params = registry.convert(name, state, template)
+            params = registry.convert(config.autoencoder.name, state, template)
     everywhere = sharding.replicated(ready.mesh)
     return Autoencoder(ready.network, sharding.put(params, everywhere), Origin(path))
 
