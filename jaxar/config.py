@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,8 +32,10 @@ from jaxar.trust import OWN, named, require_trusted, trusting
 __all__ = [
     "ConfigDict",
     "ConfigError",
+    "beside",
     "check",
     "differences",
+    "files",
     "from_json",
     "load",
     "override",
@@ -67,9 +69,8 @@ def load(source: str) -> ConfigDict:
         checkout and in the installed package.
     """
     path = _locate(source)
-    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module)
+        module = _run(path)
         if "get_config" not in module:
             raise ConfigError("it has no function get_config(), which returns the config.")
         config = module["get_config"]()
@@ -86,6 +87,36 @@ def load(source: str) -> ConfigDict:
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
 
 
+def beside(file: str, name: str) -> Any:
+    """Returns what a Python file defines that lies beside a config file, or in a folder above it.
+
+        common = beside(__file__, "common")
+
+    So configs share lines wherever they lie, and nothing has to be installed or imported.
+
+    Args:
+      file: The config file, `__file__`.
+      name: The other file's name, without ".py".
+    """
+    for folder in Path(file).absolute().parents[:3]:
+        if (folder / f"{name}.py").is_file():
+            return SimpleNamespace(**_run(folder / f"{name}.py"))
+    raise ConfigError(f"There is no {name}.py beside {file} or in a folder above it.")
+
+
+def files(folder: Path) -> list[Path]:
+    """Returns the config files in a folder: those that define `get_config`."""
+    found = sorted(folder.glob("*.py"))
+    return [file for file in found if "def get_config(" in file.read_text(errors="replace")]
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """Returns what a file defines; it is not imported, so that edits are seen and no name taken."""
+    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    exec(compile(path.read_bytes(), str(path), "exec"), module)
+    return module
+
+
 def _locate(source: str) -> Path:
     """Returns the file that a path or a bare name stands for."""
     path = Path(source).expanduser()
@@ -93,7 +124,7 @@ def _locate(source: str) -> Path:
     for file in [folder / f"{source}.py" for folder in _FOLDERS] if bare else [path]:
         if file.is_file():
             return file
-    known = sorted({file.stem for folder in _FOLDERS for file in folder.glob("*.py")})
+    known = sorted({file.stem for folder in _FOLDERS for file in files(folder)})
     near = get_close_matches(path.stem, known)
     raise ConfigError(f"There is no config {source!r}: {advice(near, known)}")
 
