@@ -7,23 +7,14 @@ absolute error of 0.025 in [-1, 1], where a blank image has 0.25, and 28 dB.
     python -m jaxar.main --config=configs/kl_glyphs.py
 """
 
-from jaxar.config import ConfigDict, spec
+from jaxar.config import ConfigDict, beside, spec
+
+common = beside(__file__, "common")
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.name = "kl_glyphs"
+    config = common.glyphs("kl_glyphs", steps=600)
     config.system = "autoencoder"
-    config.seed = 0
-    config.batch_size = 16
-    config.steps = 600
-
-    config.data = spec("glyphs", size=32, channels=1, num_classes=36, count=4000, seed=0)
-    config.data_shape = (32, 32, 1)
-    config.num_classes = 36
-    config.workers = 0
-
-    config.autoencoder = spec("none")
     config.model = spec(
         "kl_autoencoder",
         image_channels=1,
@@ -32,47 +23,13 @@ def get_config() -> ConfigDict:
         blocks=1,
         encoder_attention=(2,),
         channels=4,
-        dropout=0.0,
-        dtype="float32",
     )
     config.loss = spec(
         "autoencoder",
         kl_weight=1e-3,  # of the sum over 256 latents, beside the sum over 1,024 pixels
         perceptual_weight=0.0,
         adversarial_weight=0.0,
-        adversarial_start=0,
-        learned_variance=False,
         discriminator_width=16,
-        discriminator_layers=3,
     )
     config.perceptual = spec("none")  # or spec("inception", weights=FILE), with a weight above
-
-    config.perceptual = spec("none")
-
-    config.optimizer = ConfigDict(
-        dict(
-            base_learning_rate=4.8e-2,  # for 256 examples: 3e-3 at batch 16
-            final_learning_rate=1e-5,
-            warmup_steps=40,
-            warmup_from=0.0,
-            decay="cosine",
-            decay_fraction=0.7,
-            beta1=0.9,
-            beta2=0.99,
-            weight_decay=0.0,
-            final_weight_decay=0.0,
-            no_decay=(),
-            clip_norm=1.0,
-        )
-    )
-    config.ema = 0.99
-    config.memory = ConfigDict(
-        dict(accumulate=1, moments="float32", ema="float32", offload_ema=False)
-    )
-
-    config.sample = ConfigDict(dict(every=200, per_class=12, classes=4))
-    config.evaluation = spec("none")
-    config.checkpoint = ConfigDict(dict(every=200, keep=2, keep_every=0))
-    config.log_every = 50
-    config.mesh = ConfigDict(dict(slices=1, data=1, fsdp=1, tensor=1))
     return config

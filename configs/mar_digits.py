@@ -7,66 +7,28 @@ their class after the 2,000 steps.
     python -m jaxar.main --config=configs/mar_digits.py
 """
 
-from jaxar.config import ConfigDict, spec
+from jaxar.config import ConfigDict, beside, spec
+
+common = beside(__file__, "common")
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.name = "mar_digits"
-    config.system = "next_x"
-    config.seed = 0
-    config.batch_size = 32
-    config.steps = 2000
-
-    config.data = spec("digits", split="train", size=16)
-    config.data_shape = (16, 16, 1)
-    config.num_classes = 10
-    config.workers = 0
-
-    config.tokenizer = spec("patch", height=4, width=4)
-    config.autoencoder = spec("none")
+    config = common.digits("mar_digits", steps=2000)
     config.plan = spec("token")
     config.context = spec("masked", lowest=0.5, deviation=0.25)
     config.label_dropout = 0.1
-    config.model = spec(
-        "mar",
-        width=64,
-        depth=(2, 2),
-        heads=4,
-        mlp_ratio=4.0,
-        buffer=4,
-        dropout=0.0,
-        attention_dropout=0.0,
-        dtype="float32",
-        remat="none",
-        unroll=2,
-        attention="auto",
+    config.model = spec("mar", width=64, depth=(2, 2), heads=4, buffer=4, unroll=2)
+    config.head = spec("diffusion", width=128, depth=2, steps=1000, repeats=4)
+    config.optimizer = common.adamw(
+        2.4e-2,  # for 256 examples: 3e-3 at batch 32
+        final=1e-5,
+        warmup_steps=100,
+        decay_fraction=0.5,
+        beta2=0.95,
+        weight_decay=0.02,
+        clip_norm=3.0,
+        no_decay=("head",),
     )
-    config.head = spec(
-        "diffusion", width=128, depth=2, steps=1000, repeats=4, dtype="float32", remat="none"
-    )
-
-    config.optimizer = ConfigDict(
-        dict(
-            base_learning_rate=2.4e-2,  # for 256 examples: 3e-3 at batch 32
-            final_learning_rate=1e-5,
-            warmup_steps=100,
-            warmup_from=0.0,
-            decay="cosine",
-            decay_fraction=0.5,
-            beta1=0.9,
-            beta2=0.95,
-            weight_decay=0.02,
-            final_weight_decay=0.02,
-            no_decay=("head",),
-            clip_norm=3.0,
-        )
-    )
-    config.ema = 0.99
-    config.memory = ConfigDict(
-        dict(accumulate=1, moments="float32", ema="float32", offload_ema=False)
-    )
-
     config.sample = ConfigDict(
         dict(
             iterations=16,
@@ -75,15 +37,10 @@ def get_config() -> ConfigDict:
             clip=1.0,
             guidance=2.0,
             schedule="linear",
-            low=0.0,
-            high=1.0,
             every=1000,
             per_class=10,
             classes=10,
         )
     )
-    config.evaluation = spec("recognition", per_class=100)
-    config.checkpoint = ConfigDict(dict(every=500, keep=2, keep_every=0))
-    config.log_every = 50
-    config.mesh = ConfigDict(dict(slices=1, data=1, fsdp=1, tensor=1))
+    config.checkpoint = ConfigDict(dict(every=500))
     return config

@@ -19,73 +19,31 @@ middle.
         --config.data.path=/data/imagenet_features
 """
 
-from jaxar.config import ConfigDict, spec
+from jaxar.config import ConfigDict, beside, spec
 
-IMAGES = 1_281_167  # of the training set
-EPOCHS = 200
-DEPTH = 16
+common = beside(__file__, "common")
+
+
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-WARMUP, FLAT = 1 / 50, 0.05  # of the run; the rate stays at its peak for FLAT of what then remains
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.name = "var_d16"
-    config.system = "next_x"
-    config.seed = 0
-    config.batch_size = 768
-    config.steps = EPOCHS * -(-IMAGES // config.batch_size)
-
+    config = common.imagenet_latents("var_d16", batch_size=768, epochs=200)
     config.data = spec("latent_records", path="", flip=False)
-    config.data_shape = (16, 16, 32)  # the map that the quantizer turns into codes
-    config.num_classes = 1000
-    config.workers = 8
-
-    config.tokenizer = spec("features")
-    config.autoencoder = spec(
-        "vq",
-        weights="",
-        levels=LEVELS,
-        phis=4,
-        image_channels=3,
-        width=160,
-        multipliers=(1, 1, 2, 2, 4),
-        blocks=2,
-        attention=(4,),
-    )
+    config.tokenizer = spec("features")  # the map that the quantizer turns into codes
+    config.autoencoder = spec("vq", levels=LEVELS)  # its defaults are the release
     config.quantizer = spec("vector", vocabulary=4096, channels=32)
     config.plan = spec("scale", sizes=LEVELS)
     config.context = spec("shifted")
     config.head = spec("categorical", init_scale=0.02)
     config.label_dropout = 0.1
-    config.model = spec(
-        "var",
-        width=64 * DEPTH,
-        depth=DEPTH,
-        heads=DEPTH,
-        mlp_ratio=4.0,
-        cosine=True,
-        shared_modulation=False,
-        gate_init=1e-3,
-        dropout=0.0,
-        attention_dropout=0.0,
-        drop_path=0.1 * DEPTH / 24,
-        dtype="bfloat16",
-        remat="branches",
-        unroll=1,
-        attention="auto",
-    )
-
-    warmup = round(WARMUP * config.steps)
+    config.model = spec("var", cosine=True, gate_init=1e-3, dtype="bfloat16", remat="branches")
     config.optimizer = ConfigDict(
         dict(
             base_learning_rate=1e-4,  # for 256 examples: 3e-4 at batch 768
             final_learning_rate=0.1 * 3e-4,
-            warmup_steps=warmup,
             warmup_from=0.005,
             decay="linear",
-            decay_fraction=(1 - FLAT) * (1 - warmup / (config.steps - 1)),
-            beta1=0.9,
             beta2=0.95,
             weight_decay=0.05,
             final_weight_decay=0.05,
@@ -93,27 +51,7 @@ def get_config() -> ConfigDict:
             clip_norm=2.0,
         )
     )
+    common.var_size(config, depth=16, epochs=200)
     config.ema = 0.0  # none
-    config.memory = ConfigDict(
-        dict(accumulate=1, moments="float32", ema="float32", offload_ema=False)
-    )
-
-    config.sample = ConfigDict(
-        dict(
-            top_k=900,
-            top_p=0.96,
-            smooth=False,
-            guidance=2.5,
-            schedule="linear",
-            low=0.0,
-            high=1.0,
-            every=10_000,
-            per_class=8,
-            classes=8,
-        )
-    )
-    config.evaluation = spec("fidelity", samples=50_000, network="", reference="", batch_size=64)
-    config.checkpoint = ConfigDict(dict(every=2_500, keep=2, keep_every=62_500))
-    config.log_every = 100
-    config.mesh = ConfigDict(dict(slices=1, data=-1, fsdp=1, tensor=1))
+    config.sample = ConfigDict(dict(top_k=900, top_p=0.96, guidance=2.5, schedule="linear"))
     return config

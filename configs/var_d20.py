@@ -13,24 +13,13 @@ Train on features that --mode=encode has cached, as there:
         --config.data.path=/data/imagenet_features
 """
 
-from jaxar.config import ConfigDict, load
+from jaxar.config import ConfigDict, beside, load
 
-IMAGES = 1_281_167  # of the training set
-EPOCHS = 250
-DEPTH = 20
-WARMUP, FLAT = 1 / 50, 0.05  # see var_d16
+common = beside(__file__, "common")
 
 
 def get_config() -> ConfigDict:
     config = load("var_d16")
     config.name = "var_d20"
-    config.steps = EPOCHS * -(-IMAGES // config.batch_size)
-    config.model.width = 64 * DEPTH
-    config.model.depth = DEPTH
-    config.model.heads = DEPTH
-    config.model.drop_path = 0.1 * DEPTH / 24
-
-    warmup = round(WARMUP * config.steps)
-    config.optimizer.warmup_steps = warmup
-    config.optimizer.decay_fraction = (1 - FLAT) * (1 - warmup / (config.steps - 1))
+    common.var_size(config, depth=20, epochs=250)
     return config

@@ -13,29 +13,18 @@ Train on features that --mode=encode has cached, as there:
         --config.data.path=/data/imagenet_features
 """
 
-from jaxar.config import ConfigDict, load
+from jaxar.config import ConfigDict, beside, load
 
-IMAGES = 1_281_167  # of the training set
-EPOCHS = 350
-DEPTH = 30
-WARMUP, FLAT = 1 / 50, 0.05  # see var_d16
+common = beside(__file__, "common")
 
 
 def get_config() -> ConfigDict:
     config = load("var_d16")
     config.name = "var_d30"
     config.batch_size = 1024
-    config.steps = EPOCHS * -(-IMAGES // config.batch_size)
-    config.model.width = 64 * DEPTH
-    config.model.depth = DEPTH
-    config.model.heads = DEPTH
-    config.model.drop_path = 0.1 * DEPTH / 24
+    common.var_size(config, depth=30, epochs=350)
     config.model.gate_init = 1e-5
     config.optimizer.base_learning_rate = 8e-5  # for 256 examples: 3.2e-4 at batch 1024
     config.optimizer.final_learning_rate = 0.01 * 3.2e-4
-
-    warmup = round(WARMUP * config.steps)
-    config.optimizer.warmup_steps = warmup
-    config.optimizer.decay_fraction = (1 - FLAT) * (1 - warmup / (config.steps - 1))
     config.optimizer.final_weight_decay = 0.08
     return config

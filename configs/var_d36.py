@@ -13,34 +13,25 @@ Train on features that --mode=encode has cached from images of 512 x 512:
         --config.data.path=/data/imagenet_features_512
 """
 
-from jaxar.config import ConfigDict, load
+from jaxar.config import ConfigDict, beside, load
 
-IMAGES = 1_281_167  # of the training set
-EPOCHS = 350
-DEPTH = 36
+common = beside(__file__, "common")
+
+
 LEVELS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-WARMUP, FLAT = 1 / 50, 0.05  # see var_d16
 
 
 def get_config() -> ConfigDict:
     config = load("var_d16")
     config.name = "var_d36"
-    config.steps = EPOCHS * -(-IMAGES // config.batch_size)
     config.data_shape = (32, 32, 32)
     config.autoencoder.levels = LEVELS
     config.plan.sizes = LEVELS
-    config.model.width = 64 * DEPTH
-    config.model.depth = DEPTH
-    config.model.heads = DEPTH
-    config.model.drop_path = 0.1 * DEPTH / 24
+    common.var_size(config, depth=36, epochs=350)
     config.model.gate_init = 5e-6
     config.model.shared_modulation = True
     config.optimizer.base_learning_rate = 8e-5  # for 256 examples: 2.4e-4 at batch 768
     config.optimizer.final_learning_rate = 0.01 * 2.4e-4
-
-    warmup = round(WARMUP * config.steps)
-    config.optimizer.warmup_steps = warmup
-    config.optimizer.decay_fraction = (1 - FLAT) * (1 - warmup / (config.steps - 1))
     config.optimizer.final_weight_decay = 0.08
     config.optimizer.no_decay = (*config.optimizer.no_decay, "modulation")
     return config

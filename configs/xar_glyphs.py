@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.data_shape = (8, 8, 8)  # mean and log-variance of 4 channels
     config.num_classes = 36
     config.tokenizer = spec("moments", scale=0.47)  # as --mode=encode suggests
-    network = {k: v for k, v in load("kl_glyphs").model.items() if k not in ("name", "dropout")}
+    network = {k: v for k, v in load("kl_glyphs").model.items() if k != "name"}
     config.autoencoder = spec("kl", weights="runs/kl_glyphs", **network)
     config.plan = spec("cell", height=4, width=4)
     config.sample.classes = 12

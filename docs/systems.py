@@ -50,7 +50,7 @@ def main() -> None:
 
 def page() -> str:
     """Returns the text of the page."""
-    rows = [row(path) for path in sorted((ROOT / "configs").glob("*.py"), key=order)]
+    rows = [row(path) for path in sorted(configs.files(ROOT / "configs"), key=order)]
     header = (
         "config",
         "entity",

@@ -4,6 +4,7 @@ A checkpoint holds the whole `TrainState` and a record of its origin. It is writ
 background, and appears complete or not at all.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,30 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxar import tree
-from jaxar.config import ConfigError
+from jaxar.checks import require, whole
+from jaxar.errors import ConfigError
 
 FOLDER = "checkpoints"
 CHUNK = 1 << 26
 """Bytes that a memory-saving save writes at a time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a run writes checkpoints and which stay; the fields of `config.checkpoint`.
+
+    Attributes:
+      every: Steps between two; the last step has one too.
+      keep: How many of the newest stay.
+      keep_every: Steps whose checkpoints stay for ever: multiples of this; 0 for none.
+    """
+
+    every: int = 2_500
+    keep: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self):
+        require(vars(self), every=whole(1), keep=whole(1), keep_every=whole(0))
 
 
 class Checkpoints:

@@ -1,7 +1,9 @@
 """The settings of a run: a Python file returns them, words change them, JSON keeps them.
 
 A config is a tree of groups. Its leaves, the settings, are None, bool, int, float, str or tuples of
-them. A group with a `name` is a part: the name of a constructor and its arguments.
+them. A group with a `name` is a part: the name of a constructor and its arguments. What a config
+does not say is filled in (`completion`), so a field is there to be set whether or not a file
+spells it out, and a field that no part has is refused wherever it is written.
 
     config = override(load("xar_b"), ["model.width=128", "plan=cell(height=4, width=4)"])
     check(config)
@@ -15,24 +17,40 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from traceback import extract_tb
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxar.ranges import RULES
+from jaxar import completion
+from jaxar.errors import ConfigError, advice
+from jaxar.signatures import EMPTY, TYPES, require_whole
+from jaxar.trust import OWN, named, require_trusted, trusting
+
+__all__ = [
+    "ConfigDict",
+    "ConfigError",
+    "beside",
+    "check",
+    "differences",
+    "files",
+    "from_json",
+    "load",
+    "override",
+    "own_parts",
+    "read_spec",
+    "render",
+    "spec",
+    "to_json",
+    "trusting",
+]
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (Path("configs"), _PACKAGE / "configs", _PACKAGE.parent / "configs")
 # What reading hostile text with `ast` can raise.
 _MALFORMED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; its text is one sentence: what was wrong, where, what to do."""
 
 
 def spec(name: str, **arguments: Any) -> ConfigDict:
@@ -44,22 +62,21 @@ def spec(name: str, **arguments: Any) -> ConfigDict:
 
 
 def load(source: str) -> ConfigDict:
-    """Returns what `get_config()` of a config file returns, locked and with its types checked.
+    """Returns what `get_config()` of a config file returns, completed and locked.
 
     Args:
       source: A path, "configs/xar_b.py", or a bare name, "xar_b", looked for in ./configs, in the
         checkout and in the installed package.
     """
     path = _locate(source)
-    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module)
+        module = _run(path)
         if "get_config" not in module:
             raise ConfigError("it has no function get_config(), which returns the config.")
         config = module["get_config"]()
         if not isinstance(config, ConfigDict):
             raise ConfigError(f"get_config() must return a ConfigDict, not {config!r}.")
-        return _locked(config)
+        return _completed(_plain(config))
     except ConfigError as error:
         if str(path) in str(error):  # it comes through a file that loads itself
             raise
@@ -70,6 +87,36 @@ def load(source: str) -> ConfigDict:
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
 
 
+def beside(file: str, name: str) -> Any:
+    """Returns what a Python file defines that lies beside a config file, or in a folder above it.
+
+        common = beside(__file__, "common")
+
+    So configs share lines wherever they lie, and nothing has to be installed or imported.
+
+    Args:
+      file: The config file, `__file__`.
+      name: The other file's name, without ".py".
+    """
+    for folder in Path(file).absolute().parents[:3]:
+        if (folder / f"{name}.py").is_file():
+            return SimpleNamespace(**_run(folder / f"{name}.py"))
+    raise ConfigError(f"There is no {name}.py beside {file} or in a folder above it.")
+
+
+def files(folder: Path) -> list[Path]:
+    """Returns the config files in a folder: those that define `get_config`."""
+    found = sorted(folder.glob("*.py"))
+    return [file for file in found if "def get_config(" in file.read_text(errors="replace")]
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """Returns what a file defines; it is not imported, so that edits are seen and no name taken."""
+    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    exec(compile(path.read_bytes(), str(path), "exec"), module)
+    return module
+
+
 def _locate(source: str) -> Path:
     """Returns the file that a path or a bare name stands for."""
     path = Path(source).expanduser()
@@ -77,9 +124,9 @@ def _locate(source: str) -> Path:
     for file in [folder / f"{source}.py" for folder in _FOLDERS] if bare else [path]:
         if file.is_file():
             return file
-    known = sorted({file.stem for folder in _FOLDERS for file in folder.glob("*.py")})
+    known = sorted({file.stem for folder in _FOLDERS for file in files(folder)})
     near = get_close_matches(path.stem, known)
-    raise ConfigError(f"There is no config {source!r}: {_advice(near, known)}")
+    raise ConfigError(f"There is no config {source!r}: {advice(near, known)}")
 
 
 # Changes.
@@ -88,22 +135,31 @@ def _locate(source: str) -> Path:
 def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
     """Returns a locked copy with fields set by words: "model.width=128", "plan=cell(height=4)".
 
-    A word is read as the type its field has; a field that is None takes any. Later words win.
+    A word is read as the type its field has; a field that is None takes any. Later words win. A
+    part is replaced whole: arguments that the words do not give have their defaults.
 
     Args:
       config: Left as it is.
       assignments: "field=value" each; "--config.field=value" means the same.
     """
-    tree = _plain(config)
-    free = {path for path, value in _nodes(tree) if value is None}
+    tree, free = completion.complete(_plain(config)), set()
     for assignment in assignments:
+        free |= {path for path, value in _nodes(tree) if value is None or value is EMPTY}
         key, equals, text = assignment.partition("=")
         key = key.strip().removeprefix("--").removeprefix("config.")
         if not equals:
             raise ConfigError(f"{assignment!r} has no '=': write field=value, such as steps=1000.")
         group, field = _find(tree, key)
+        was = completion.sampling(tree)
         group[field] = _read(key, text.strip(), None if key in free else group[field])
-    return _locked(tree)
+        tree = completion.complete(_without_old(tree, was))
+    return _completed(tree)
+
+
+def _without_old(tree: dict[str, Any], was: frozenset[str]) -> dict[str, Any]:
+    """Returns a config without settings of sampling that were those of a part it no longer has."""
+    old = was - completion.sampling(tree)
+    return {**tree, "sample": {k: v for k, v in tree["sample"].items() if k not in old}}
 
 
 def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
@@ -115,7 +171,7 @@ def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     if isinstance(group, dict) and field in group:
         return group, field
     near = _nearest(key, [path for path, _ in _nodes(tree)])
-    raise ConfigError(f"config has no field {key!r}: {_advice(near, list(tree))}")
+    raise ConfigError(f"config has no field {key!r}: {advice(near, tree)}")
 
 
 def _nearest(key: str, paths: list[str]) -> list[str]:
@@ -127,13 +183,6 @@ def _nearest(key: str, paths: list[str]) -> list[str]:
     return [path for path, name in zip(paths, names, strict=True) if name in near]
 
 
-def _advice(near: list[str], known: list[str]) -> str:
-    """Returns the end of an error about an unknown name."""
-    if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"choose from {', '.join(known)}."
-
-
 # Words.
 
 
@@ -143,7 +192,7 @@ def read_spec(field: str, text: str, like: ConfigDict) -> ConfigDict:
     Args:
       field: What to call it in errors.
       text: The words.
-      like: A part of the kind, whose arguments tell the types wanted.
+      like: A part of the kind, to show in errors.
     """
     return ConfigDict(_read_part(field, text, _plain(like)))
 
@@ -166,28 +215,30 @@ def _read_part(key: str, text: str, present: dict[str, Any]) -> dict[str, Any]:
     if "name" not in present:
         field = next(iter(present), "field")
         raise ConfigError(f"{key} is a group: set its fields one by one, such as {key}.{field}=...")
+    own = OWN.match(text.strip())
+    short = f"own{text.strip()[own.end() :]}" if own else text
     try:
-        match ast.parse(text, mode="eval").body:
+        match ast.parse(short, mode="eval").body:
             case ast.Name(id=name):
-                return {"name": name}
+                return {"name": own.group() if own else name}
             case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-                return {"name": name, **_arguments(keywords, present)}
+                return {"name": own.group() if own else name, **_arguments(keywords)}
         raise ValueError(text)
     except _MALFORMED:
         form = ", ".join(f"{k}={v!r}" for k, v in present.items() if k != "name")
+        like = present["name"] if present["name"] is not EMPTY else "name"
         raise ConfigError(
             f"{key} must be a name or a call of it with literal keyword arguments, such as "
-            f"{present['name']}({form}), not {text!r}."
+            f"{like}({form}), not {text!r}."
         ) from None
 
 
-def _arguments(keywords: list[ast.keyword], present: dict[str, Any]) -> dict[str, Any]:
-    """Returns literal arguments; a whole number becomes a float where a float is present."""
+def _arguments(keywords: list[ast.keyword]) -> dict[str, Any]:
+    """Returns literal arguments by name."""
     given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
     if len(given) < len(keywords) or given.keys() & {"None", "name"}:  # None is **mapping
         raise ValueError(given)
-    floats = {name for name, value in present.items() if isinstance(value, float)}
-    return {k: float(v) if type(v) is int and k in floats else v for k, v in given.items()}
+    return given
 
 
 def _read_tuple(key: str, text: str, present: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -256,10 +307,10 @@ def _read_any(text: str) -> Any:
 
 
 _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
-    bool: ("true or false (bool)", _read_bool),
-    int: ("a whole number (int)", _read_int),
-    float: ("a finite number (float)", _read_float),
-    str: ("text (str)", _read_str),
+    bool: (TYPES[bool], _read_bool),
+    int: (TYPES[int], _read_int),
+    float: (TYPES[float], _read_float),
+    str: (TYPES[str], _read_str),
     NoneType: ("a literal", _read_any),
 }
 
@@ -273,14 +324,26 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Returns the locked config that `to_json` wrote. Arrays become tuples."""
+    """Returns the locked config that `to_json` wrote, completed. Arrays become tuples.
+
+    Raises:
+      ConfigError: it is no config, or names an own part that is not trusted (`trusting`).
+    """
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"The config is not JSON: {error}.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"The config must be a JSON object, not {tree!r}.")
-    return _locked(tree)
+    tree = _plain(tree)
+    require_trusted(_nodes(tree))
+    return _completed(tree)
+
+
+def own_parts(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the parts of a config that are not of jaxar."""
+    names = (named(value) for _, value in _nodes(_plain(config)))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def render(config: ConfigDict) -> str:
@@ -341,9 +404,11 @@ def _setting(path: str, value: Any) -> Any:
     return value
 
 
-def _locked(group: Any) -> ConfigDict:
-    """Returns a copy that shares nothing with the group and refuses new fields and other types."""
-    return ConfigDict(_plain(group)).lock()
+def _completed(tree: dict[str, Any]) -> ConfigDict:
+    """Returns a whole config that refuses new fields and other types."""
+    whole = completion.complete(tree)
+    require_whole(_nodes(whole))
+    return ConfigDict(_plain(whole)).lock()
 
 
 def _nodes(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -360,15 +425,8 @@ def _leaves(config: ConfigDict) -> dict[str, Any]:
 
 
 def check(config: ConfigDict) -> None:
-    """Returns None if every field is in its range; else raises ConfigError about the first."""
-    nodes = dict(_nodes(_plain(config)))
-    for path, value in nodes.items():
-        for pattern, (fits, allowed) in RULES.items():
-            if fnmatchcase(path, pattern) and not fits(value):
-                raise ConfigError(f"{path} must be {allowed}, not {value!r}.")
-    steps, warmup = nodes.get("steps", math.inf), nodes.get("optimizer.warmup_steps", 0)
-    if warmup > steps:
-        raise ConfigError(f"optimizer.warmup_steps must be at most steps, {steps}, not {warmup}.")
-    rest = [path for path, value in nodes.items() if path.startswith("mesh.") and value == -1]
-    if len(rest) > 1:
-        raise ConfigError(f"{' and '.join(rest)} cannot all be -1: one axis takes what remains.")
+    """Raises ConfigError about the first setting of a run that is out of its range.
+
+    Parts check their own arguments, when they are made.
+    """
+    completion.check(_plain(_completed(_plain(config))))

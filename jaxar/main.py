@@ -90,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(dry_run(config))
         else:
-            with _joined(verb, flags):
+            trust = flags.trust.split(",") if flags.trust else []
+            own = configs.own_parts(config) if config is not None else ()
+            with _joined(verb, flags), configs.trusting([*trust, *own]):
                 run(verb, flags, config, overrides)
     except (ConfigError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

@@ -65,7 +65,7 @@ class System:
         """The autoencoder, where tokens are made with its parameters."""
         if self.autoencoder is None:
             return {}
-        return {"autoencoder": Frozen(params_of(self.autoencoder), "vq_autoencoder")}
+        return {"autoencoder": Frozen(params_of(self.autoencoder), "vq")}
 
     def bound(self, frozen: Mapping[str, Params]) -> "System":
         """Returns the system whose tokens are made with frozen parameters, inside a program."""

@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "jaxar"
 # Each part may import from itself and from parts of earlier lines.
 ORDER = (
     ("typing",),
-    ("tree", "ranges"),
-    ("config", "console", "files"),
+    ("errors", "tree"),
+    ("checks", "signatures", "trust"),
     ("registry",),
+    ("completion",),
+    ("config", "console", "files"),
     ("parallel",),
     ("core",),
     ("checkpoint", "data", "weights"),

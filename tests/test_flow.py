@@ -299,9 +299,9 @@ def test_guidance_one_is_no_guidance_and_the_entity_may_be_traced():
     ("arguments", "said"),
     [
         (dict(schedule="cosine"), "'cosine'"),
-        (dict(low=0.6, high=0.2), "low=0.6, high=0.2"),
-        (dict(low=-0.1), "low=-0.1"),
-        (dict(high=1.5), "high=1.5"),
+        (dict(low=0.6, high=0.2), "low must be at most high, 0.2, not 0.6"),
+        (dict(low=-0.1), "low must be from 0 to 1, not -0.1"),
+        (dict(high=1.5), "high must be from 0 to 1, not 1.5"),
     ],
 )
 def test_a_wrong_rule_is_refused(arguments, said):

@@ -149,7 +149,7 @@ def test_the_share_of_masked_tokens(setting, lowest, deviation):
 
 @pytest.mark.parametrize("wrong", [{"lowest": 0.0}, {"lowest": 1.0}, {"deviation": 0.0}])
 def test_shares_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match="lowest"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be above 0"):
         Masked(Latents(Moments(1.0), plan.token((2, 2)), 2), **wrong)
     with pytest.raises(ValueError, match="plan=token"):
         Masked(Latents(Moments(1.0), plan.image((2, 2)), 2))

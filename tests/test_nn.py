@@ -534,10 +534,13 @@ def test_products_are_computed_again_only_where_whole_blocks_are():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(remat="all"), "remat must be one of none, projections, branches, blocks, not 'all'"),
-        (dict(dtype="float16"), "dtype must be one of float32, bfloat16"),
-        (dict(attention="flash"), "attention must be one of auto, dense, blocked, kernel"),
-        (dict(unroll=0), "unroll must be at least 1 layer, not 0"),
+        (
+            dict(remat="all"),
+            "remat must be 'none' or 'projections' or 'branches' or 'blocks', not 'all'",
+        ),
+        (dict(dtype="float16"), "dtype must be 'float32' or 'bfloat16'"),
+        (dict(attention="flash"), "attention must be 'auto' or 'dense' or 'blocked' or 'kernel'"),
+        (dict(unroll=0), "unroll must be a whole number of at least 1, not 0"),
     ],
 )
 def test_a_way_to_compute_that_is_not_known_is_refused(arguments, message):

@@ -242,13 +242,13 @@ def test_use_of_codes():
     ("make", "message"),
     [
         (lambda: vector(distance="manhattan"), "manhattan"),
-        (lambda: VectorQuantizer(vocabulary=0, key=KEY), "vocabulary=0"),
+        (lambda: VectorQuantizer(vocabulary=0, key=KEY), "vocabulary must be .* not 0"),
         (lambda: FiniteScalar(levels=(3, 1), key=KEY), "at least 2"),
         (lambda: FiniteScalar(levels=(2,) * 31, key=KEY), "below 2"),
-        (lambda: LookupFree(bits=31, key=KEY), "bits=31"),
+        (lambda: LookupFree(bits=31, key=KEY), "bits must be .* not 31"),
         (lambda: multi_scale(levels=(3, 2)), "between 1 and the last"),
         (lambda: multi_scale(levels=()), "between 1 and the last"),
-        (lambda: multi_scale(phis=-1), "phis=-1"),
+        (lambda: multi_scale(phis=-1), "phis must be .* not -1"),
     ],
 )
 def test_wrong_arguments_are_named(make, message):

@@ -190,8 +190,8 @@ def test_bfloat16_is_close_and_returns_float32():
         (dict(dtype="float16"), "float16"),
         (dict(encoder_attention=(2,)), "no level 2.*0 to 1"),
         (dict(multipliers=()), "multipliers"),
-        (dict(blocks=0), "blocks=0"),
-        (dict(channels=0), "channels=0"),
+        (dict(blocks=0), "blocks must be .* not 0"),
+        (dict(channels=0), "channels must be .* not 0"),
     ],
 )
 def test_wrong_arguments_are_named(changes, message):

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxar.checks import require, whole
 from jaxar.data.source import Labelled
 from jaxar.data.transform import pair
+from jaxar.errors import FieldError
 
 SYMBOLS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -51,13 +53,10 @@ class Glyphs(Labelled):
         seed: int = 0,
     ):
         height, width = pair(size)
-        if min(height, width) < 8 or channels < 1 or count < 1 or seed < 0:
-            raise ValueError(
-                "glyphs need size >= 8, channels >= 1, count >= 1 and seed >= 0, got "
-                f"size={size}, channels={channels}, count={count}, seed={seed}."
-            )
-        if not 1 <= num_classes <= len(SYMBOLS):
-            raise ValueError(f"num_classes must be 1 to {len(SYMBOLS)}, got {num_classes}.")
+        if min(height, width) < 8:
+            raise FieldError(f"size must be at least 8, not {size!r}.")
+        classes = whole(1, len(SYMBOLS))
+        require(locals(), channels=whole(1), num_classes=classes, count=whole(1), seed=whole(0))
         self.shape = (height, width, channels)
         self.num_classes = num_classes
         self._count = count

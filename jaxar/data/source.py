@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxar.checks import one_of, require, whole
 from jaxar.data.transform import pair
 
 
@@ -158,8 +159,7 @@ class Digits(Arrays):
     def __init__(self, split: str = "train", size: int = 16):
         from sklearn.datasets import load_digits
 
-        if size < 8:
-            raise ValueError(f"the digits are 8x8: size must be at least 8, got {size}.")
+        require(locals(), split=one_of("train", "held_out", "all"), size=whole(8))
         grey, labels = load_digits(return_X_y=True)
         chosen = _split(labels, split)
         images = grey[chosen].reshape(-1, 8, 8).astype(np.float32) / 8 - 1
@@ -168,8 +168,6 @@ class Digits(Arrays):
 
 def _split(labels: np.ndarray, split: str) -> np.ndarray:
     """Returns the sorted record numbers of a split."""
-    if split not in ("train", "held_out", "all"):
-        raise ValueError(f"split must be 'train', 'held_out' or 'all', got {split!r}.")
     held_out = np.zeros(len(labels), bool)
     shuffle = np.random.RandomState(0)
     for label in np.unique(labels):

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxar.errors import FieldError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -22,7 +24,7 @@ def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     """
     sides = (size, size) if isinstance(size, int) else tuple(int(side) for side in size)
     if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"size must be a positive number or (height, width), got {size!r}.")
+        raise FieldError(f"size must be a positive number or (height, width), not {size!r}.")
     return sides
 
 
@@ -33,7 +35,7 @@ def mode_of(channels: int) -> str:
       ValueError: channels is neither 1 nor 3.
     """
     if channels not in MODES:
-        raise ValueError(f"channels must be one of {sorted(MODES)}, got {channels!r}.")
+        raise FieldError(f"channels must be one of {sorted(MODES)}, not {channels!r}.")
     return MODES[channels]
 
 

@@ -14,11 +14,13 @@ models/mar.py; the interval is arXiv 2404.07724.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import at_least, one_of, require, share
+from jaxar.errors import FieldError
 from jaxar.typing import Array
 
 
@@ -33,20 +35,14 @@ class Guidance:
       high: See `low`.
     """
 
-    schedule: Literal["constant", "linear"] = "linear"
+    schedule: str = "linear"
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self):
-        if self.schedule not in ("constant", "linear"):
-            raise ValueError(
-                f"The guidance schedule must be 'constant' or 'linear', not {self.schedule!r}."
-            )
-        if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(
-                f"The guidance interval must satisfy 0 <= low <= high <= 1, "
-                f"not low={self.low}, high={self.high}."
-            )
+        require(vars(self), schedule=one_of("constant", "linear"), low=share, high=share)
+        if self.low > self.high:
+            raise FieldError(f"low must be at most high, {self.high}, not {self.low}.")
 
     def acts_on(self, share: float) -> bool:
         """Returns whether the weight at this share can differ from 1."""
@@ -59,6 +55,32 @@ class Guidance:
     def inside(self, t: Array) -> Array:
         """Returns whether guidance acts at time t."""
         return (t >= self.low) & (t <= self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """Guidance of sampling; fields of `config.sample` of every context that is guided.
+
+    Attributes:
+      guidance: The full weight w; 1 for none, which leaves half of the work out.
+      schedule: See `Guidance`, also for the next two.
+      low: As there.
+      high: As there.
+    """
+
+    guidance: float = 1.0
+    schedule: str = "linear"
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        require(vars(self), guidance=at_least(1))
+        self.rule  # noqa: B018 -- an interval that makes no sense is found here
+
+    @property
+    def rule(self) -> Guidance:
+        """The weight's rule, without the full weight."""
+        return Guidance(self.schedule, self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from jaxar.checks import above, require
 from jaxar.typing import Array
 
 
@@ -32,8 +33,7 @@ class LogitNormal:
     sigma: float = 1.0
 
     def __post_init__(self):
-        if self.sigma <= 0:
-            raise ValueError(f"The logit-normal sigma must be above 0, not {self.sigma}.")
+        require(vars(self), sigma=above(0))
 
     def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Returns float32 times of the given shape."""
@@ -50,8 +50,7 @@ class ShiftedUniform:
     shift: float = 1.0
 
     def __post_init__(self):
-        if self.shift <= 0:
-            raise ValueError(f"The time shift must be above 0, not {self.shift}.")
+        require(vars(self), shift=above(0))
 
     def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Returns float32 times of the given shape."""

@@ -35,7 +35,13 @@ class Turn(NamedTuple):
 
 @runtime_checkable
 class Head(Protocol):
-    """A module with parameters of its own."""
+    """A module with parameters of its own.
+
+    Its class declares for configs:
+      serves: What networks it reads, of "causal" and "set": see `schemes.base.Context`.
+      sampling: Dataclass of its settings of sampling, which are fields of `config.sample`.
+      predicts: "codes" where the tokens are codes of an autoencoder; else they are vectors.
+    """
 
     def noise(self, key: Array, tokens: Array, plan: Plan) -> Any:
         """Returns the randomness of a loss, any tree of arrays."""
@@ -53,7 +59,3 @@ class Head(Protocol):
         With a guide, `hidden` is [conditional; unconditional], (2b, m, d).
         """
         ...
-
-
-def no_head() -> None:
-    """Returns no head: the backbone itself predicts velocities."""

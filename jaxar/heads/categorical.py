@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import at_least, require, share, truth, whole
 from jaxar.core.plan import Plan
 from jaxar.heads.base import Turn
 from jaxar.nn import layers
@@ -34,19 +35,20 @@ class Choosing:
     smooth: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"top_k must be a whole number of at least 0, not {self.top_k!r}.")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p must lie in [0, 1], not {self.top_p}.")
+        require(vars(self), top_k=whole(0), top_p=share, smooth=truth)
 
 
 class Categorical(Module):
     """Logits of every code, a linear map of the hidden vector."""
 
+    serves, predicts = ("causal",), "codes"
+    sampling = Choosing
+
     def __init__(
         self, plan: Plan, hidden: int, vocabulary: int, *, init_scale: float = 0.02, key: Array
     ):
         """Draws the map of hidden vectors from N(0, init_scale^2 / (3 hidden)), VAR's law."""
+        require(locals(), init_scale=at_least(0))
         law = layers.normal(init_scale * (3 * hidden) ** -0.5)
         self.vocabulary = vocabulary
         self.logits = layers.Linear(hidden, vocabulary, key=key, init=law)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import at_least, require, whole
 from jaxar.core.plan import Plan
 from jaxar.flow.diffusion import Diffusion
 from jaxar.flow.guidance import guided
@@ -40,12 +41,7 @@ class Denoising:
     clip: float = 0.0
 
     def __post_init__(self):
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"The number of diffusion steps must be 1 or more: {self.steps!r}.")
-        if not (self.temperature >= 0 and self.clip >= 0):
-            raise ValueError(
-                f"temperature and clip must be at least 0, not {self.temperature}, {self.clip}."
-            )
+        require(vars(self), steps=whole(1), temperature=at_least(0), clip=at_least(0))
 
 
 class DiffusionNoise(NamedTuple):
@@ -57,6 +53,9 @@ class DiffusionNoise(NamedTuple):
 
 class DiffusionHead(Module):
     """Noise and variance of a token, given the noised token, its step and a condition."""
+
+    serves = ("causal", "set")
+    sampling = Denoising
 
     def __init__(
         self,
@@ -84,6 +83,7 @@ class DiffusionHead(Module):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), width=whole(1), depth=whole(1), steps=whole(1), repeats=whole(1))
         keys = jax.random.split(key, 6)
         self.channels, self.repeats, self.diffusion = channels, repeats, Diffusion(steps)
         self.compute = compute

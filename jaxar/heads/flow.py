@@ -16,13 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import above, one_of, require, whole
 from jaxar.core.known import Known
 from jaxar.core.plan import Plan
 from jaxar.core.random import Draws
 from jaxar.flow import time
-from jaxar.flow.path import Path
+from jaxar.flow.path import Linear, Path
 from jaxar.flow.solver import SOLVERS, Velocity
 from jaxar.typing import Array, Float
+
+LINEAR, UNIFORM = Linear(), time.Uniform()
 
 
 class FlowNoise(NamedTuple):
@@ -41,8 +44,8 @@ class Flow:
       time: Law of training times: a function (key, shape) -> times.
     """
 
-    path: Path
-    time: Callable[[Array, tuple[int, ...]], Array]
+    path: Path = LINEAR
+    time: Callable[[Array, tuple[int, ...]], Array] = UNIFORM
 
     def noise(self, key: Array, tokens: Float[Array, "b n c"], plan: Plan) -> FlowNoise:
         """Returns a time for each entity and noise for each token."""
@@ -78,16 +81,14 @@ class Solving:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.solver not in SOLVERS:
-            raise ValueError(f"Unknown solver {self.solver!r}: choose one of {sorted(SOLVERS)}.")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"The number of solver steps must be 1 or more, not {self.steps!r}.")
-        if self.shift <= 0:
-            raise ValueError(f"The time shift must be above 0, not {self.shift}.")
-        if self.times not in ("published", "two_part"):
-            raise ValueError(f"The times are 'published' or 'two_part', not {self.times!r}.")
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"The solver's dtype is 'float32' or 'float64', not {self.dtype!r}.")
+        require(
+            vars(self),
+            solver=one_of(*sorted(SOLVERS)),
+            steps=whole(1),
+            shift=above(0),
+            times=one_of("published", "two_part"),
+            dtype=one_of("float32", "float64"),
+        )
         if self.dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore
             raise ValueError("A float64 solver needs 64-bit JAX: set JAX_ENABLE_X64=true.")
         self.grid  # noqa: B018 -- too few steps are found here
@@ -97,6 +98,13 @@ class Solving:
         """(steps + 1,) times from noise to data."""
         make = SOLVERS[self.solver].grid if self.times == "published" else time.two_part_grid
         return make(self.steps, self.shift)
+
+
+class Velocities:
+    """No head: the network itself predicts the velocities of a `Flow`."""
+
+    serves = ("denoiser",)
+    sampling = Solving
 
 
 def solve(

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import above, require, whole
 from jaxar.core.plan import Plan
 from jaxar.core.visibility import Layout, Visibility, same
 from jaxar.flow.guidance import guided
 from jaxar.heads.base import Turn
-from jaxar.heads.flow import Flow, FlowNoise, solve
+from jaxar.heads.flow import Flow, FlowNoise, Solving, solve
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
 from jaxar.nn.compute import PLAIN, Compute, Pass
@@ -31,6 +32,9 @@ from jaxar.typing import Array, Float
 
 class FlowNetwork(Module):
     """Velocity of every token of an entity, given the noised entity, its time and conditions."""
+
+    serves = ("causal",)
+    sampling = Solving
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class FlowNetwork(Module):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), width=whole(1), depth=whole(1), heads=whole(1), mlp_ratio=above(0))
         keys = jax.random.split(key, 6)
         self.plan, self.channels, self.flow = plan, channels, flow
         self.head, self.compute = width // heads, compute

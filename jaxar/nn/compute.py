@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+from jaxar.checks import above, below_one, one_of, require, whole
 from jaxar.core.visibility import Visibility
 from jaxar.nn import layers
 from jaxar.nn.module import REMAT
@@ -51,14 +52,13 @@ class Compute:
     attention: str = "auto"
 
     def __post_init__(self):
-        choices = dict(dtype=layers.DTYPES, remat=REMAT, attention=ATTENTION)
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}."
-                )
-        if self.unroll < 1:
-            raise ValueError(f"unroll must be at least 1 layer, not {self.unroll!r}.")
+        require(
+            vars(self),
+            dtype=one_of(*layers.DTYPES),
+            remat=one_of(*REMAT),
+            unroll=whole(1),
+            attention=one_of(*ATTENTION),
+        )
 
     @property
     def type(self) -> Any:
@@ -67,6 +67,15 @@ class Compute:
 
 
 PLAIN = Compute()
+
+ARGUMENTS = dict(
+    width=whole(1),
+    heads=whole(1),
+    mlp_ratio=above(0),
+    dropout=below_one,
+    attention_dropout=below_one,
+)
+"""What the arguments of a network of blocks may be."""
 
 
 @dataclasses.dataclass(frozen=True)

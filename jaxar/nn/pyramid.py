@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from jaxar.checks import require, sizes, whole
 from jaxar.nn.conv import Conv, Downsample, GroupNorm, ResidualBlock, SpatialAttention, Upsample
 from jaxar.nn.layers import split_or_none
 from jaxar.nn.module import Module, Series
@@ -204,12 +205,8 @@ class Decoder(Module):
 
 def check_levels(multipliers: Sequence[int], blocks: int, attention: Sequence[int]) -> None:
     """Raises ValueError unless the arguments of a pyramid are valid."""
+    require(locals(), multipliers=sizes(), blocks=whole(1))
     levels = len(multipliers)
-    if not levels or blocks < 1 or min(multipliers) < 1:
-        raise ValueError(
-            f"multipliers={tuple(multipliers)} must be one integer of at least 1 for each level, "
-            f"and blocks={blocks} at least 1."
-        )
     wrong = [level for level in attention if not 0 <= level < levels]
     if wrong:
         raise ValueError(f"There is no level {wrong[0]} to attend at, only 0 to {levels - 1}.")

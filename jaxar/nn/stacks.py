@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxar.checks import require, sizes
 from jaxar.core.cache import Cache
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention
@@ -55,8 +56,7 @@ class TwoStacks(Module):
         Raises:
           ValueError: the depth is not of two stacks.
         """
-        if not isinstance(depth, tuple | list) or len(depth) != 2:
-            raise ValueError(f"depth must be the layers of encoder and decoder, not {depth!r}.")
+        require(locals(), depth=sizes(2))
         first, second, third, fourth, fifth = jax.random.split(key, 5)
         self.rates, self.compute = rates, compute
         self.encoder_positions = layers.Table(places, width, key=first)

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import at_least, require, truth, whole
 from jaxar.core.condition import Nothing
 from jaxar.core.task import Frozen
 from jaxar.nn.conv import convolve
@@ -59,6 +60,9 @@ class Autoencoding(Generic[N]):
       discriminator_width: Channels of the discriminator's first layer.
       discriminator_layers: How many times the discriminator halves an image.
       perceptual: Feature network of the perceptual distance.
+
+    A class of it declares what the autoencoder has to be: `needs`, the `offers` of its class, a
+    "posterior" for each latent or "codes".
     """
 
     make: Callable[[Array], N]
@@ -74,11 +78,15 @@ class Autoencoding(Generic[N]):
     condition = Nothing()
 
     def __post_init__(self):
-        weights = [getattr(self, name) for name in vars(self) if name.endswith("_weight")]
-        if min(weights) < 0 or self.adversarial_start < 0:
-            raise ValueError("The weights of losses and adversarial_start must be at least 0.")
-        if min(self.discriminator_width, self.discriminator_layers) < 1:
-            raise ValueError("discriminator_width and discriminator_layers must be at least 1.")
+        weights = [name for name in vars(self) if name.endswith("_weight")]
+        require(
+            vars(self),
+            **dict.fromkeys(weights, at_least(0)),
+            adversarial_start=whole(0),
+            learned_variance=truth,
+            discriminator_width=whole(1),
+            discriminator_layers=whole(1),
+        )
         if self.perceptual_weight and self.perceptual is None:
             raise ValueError(
                 f"perceptual_weight={self.perceptual_weight} needs a feature network: none is "

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import require, share
 from jaxar.nn.module import bind, params_of
 from jaxar.objectives.autoencoder import Autoencoding
 from jaxar.tokenizers.autoencoders.vq import VQAutoencoder
@@ -34,6 +35,12 @@ class QuantizedAutoencoding(Autoencoding[VQAutoencoder]):
 
     quantization_weight: float = 1.0
     level_dropout: float = 0.0
+
+    needs = "codes"
+
+    def __post_init__(self):
+        require(vars(self), level_dropout=share)
+        super().__post_init__()
 
     def require_fits(self) -> None:
         """Raises ValueError unless images of `shape` fit the network."""

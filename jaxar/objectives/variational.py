@@ -25,6 +25,8 @@ class VariationalAutoencoding(Autoencoding[KLAutoencoder]):
 
     kl_weight: float = 1e-6
 
+    needs = "posterior"
+
     def require_fits(self) -> None:
         """Raises ValueError unless images of `shape` fit the network."""
         self.network.latents(self.shape)

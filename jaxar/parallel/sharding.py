@@ -4,6 +4,7 @@ The mesh has four axes, the slowest network first: slices (TPU slices, joined by
 network), data, fsdp and tensor. A batch is sharded over the first three.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,37 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxar.checks import Rule, require, whole
+from jaxar.errors import FieldError
 from jaxar.parallel import axes
 from jaxar.parallel.axes import BATCH
 from jaxar.parallel.axes import MESH as MESH_AXES
 from jaxar.tree import paths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSizes:
+    """Devices along each axis of the mesh; the fields of `config.mesh`.
+
+    Attributes:
+      slices: TPU slices, joined by the data-centre network.
+      data: Copies of the parameters, each with its share of the batch. -1, for one axis, takes the
+        devices that remain.
+      fsdp: Shares of the parameters, and of the batch.
+      tensor: Shares of attention heads and inner units.
+    """
+
+    slices: int = 1
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        size = Rule(lambda n: n == -1 or whole(1).fits(n), "-1 (what remains) or at least 1")
+        require(vars(self), slices=size, data=size, fsdp=size, tensor=size)
+        rest = [axis for axis, size in vars(self).items() if size == -1]
+        if len(rest) > 1:
+            raise FieldError(f"{' and '.join(rest)} cannot all be -1: one axis takes what remains.")
 
 
 def mesh_sizes(sizes: Any, devices: int, *, whole: bool = False) -> dict[str, int]:

@@ -48,6 +48,7 @@ def load(
     step: int | None = None,
     ema: bool = True,
     overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> Model:
     """Returns a model, ready to use.
 
@@ -65,23 +66,29 @@ def load(
       step: Checkpoint of the run; the newest by default.
       ema: Whether to take averaged parameters, where both are stored.
       overrides: Fields of the config to set, e.g. "sample.steps=10"; see `MAY_CHANGE`.
+      trust: Packages whose parts the config of a run or an export may name, "my_package"; those
+        that a config file given as `name` names itself are trusted.
 
     Raises:
       ConfigError: there is no such model, or it is of another config.
     """
     if tokenizer is not None:
         overrides = (*overrides, f"autoencoder.weights={str(tokenizer)!r}")
-    if weights is not None:
-        if workdir is not None or step is not None:
-            raise ConfigError("weights come from a file: leave workdir and step out.")
-        return from_weights(configs.override(configs.load(str(name)), overrides), weights, ema=ema)
-    if workdir is None and (Path(name) / EXPORT).exists():
-        return _from_export(Path(name), overrides)
-    if workdir is None and _is_hub_name(str(name)):
-        return _from_export(_download(str(name)), overrides)
-    own = str(configs.load(str(name)).name if str(name).endswith(".py") else name)
-    folder = Path(workdir) if workdir else default_workdir(own)
-    return _from_workdir(own, folder, step=step, ema=ema, overrides=overrides)
+    with configs.trusting(trust):
+        if weights is not None:
+            if workdir is not None or step is not None:
+                raise ConfigError("weights come from a file: leave workdir and step out.")
+            config = configs.override(configs.load(str(name)), overrides)
+            return from_weights(config, weights, ema=ema)
+        if workdir is None and (Path(name) / EXPORT).exists():
+            return _from_export(Path(name), overrides)
+        if workdir is None and _is_hub_name(str(name)):
+            return _from_export(_download(str(name)), overrides)
+        given = configs.load(str(name)) if str(name).endswith(".py") else None
+        own = str(given.name if given else name)
+        folder = Path(workdir) if workdir else default_workdir(own)
+        with configs.trusting(configs.own_parts(given) if given else ()):
+            return _from_workdir(own, folder, step=step, ema=ema, overrides=overrides)
 
 
 def from_weights(config: Any, path: str | Path, *, ema: bool = True) -> Model:
@@ -125,9 +132,10 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
             "them, or give another file, folder or run by --tokenizer."
         )
     if path.is_dir():
-        params, path = _autoencoder_of(path, template)
+        with configs.trusting(configs.own_parts(config)):
+            params, path = _autoencoder_of(path, template)
     else:
-        params = _released(path, f"{config.autoencoder.name}_autoencoder", template)
+        params = _released(path, config.autoencoder.name, template)
     return Autoencoder(ready.network, sharding.place(params, ready.mesh), Origin(path))
 
 

@@ -145,8 +145,6 @@ class Model:
         condition = self.system.condition.read(labels)
         chosen = assembly.build_settings(self.config, guidance=guidance, **settings)
         weight = self.config.sample.guidance if guidance is None else guidance
-        if not (np.isfinite(weight) and weight >= 1):
-            raise ValueError(f"guidance must be a number of 1 or more, not {weight}.")
         if first < 0:
             raise ValueError(f"first must be 0 or more, not {first}.")
         if not 0 <= seed <= LARGEST_SEED:

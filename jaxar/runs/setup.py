@@ -130,7 +130,7 @@ def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
     changed = [
         f"{part}.{key} is {there.get(key)!r} there, {here.get(key)!r} in the config"
         for part, here in autoencoder_settings(config).items()
-        for there in [manifest.get(part, {})]
+        for there in [_with_defaults(part, manifest.get(part, {}), here)]
         for key in sorted({*here, *there})
         if here.get(key) != there.get(key)
     ]
@@ -141,20 +141,29 @@ def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
         )
 
 
+def _with_defaults(part: str, there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a cache with the defaults of those that it was written without."""
+    if there.get("name") != here["name"]:  # which nobody has vouched for
+        return there
+    return {**_listed(registry.part(part, there, part)), **there}
+
+
+def _listed(part: Any) -> dict[str, Any]:
+    """Returns the settings of an autoencoder or quantizer but its weights, as JSON keeps them."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in sorted(part.items())
+        if key != "weights"
+    }
+
+
 def autoencoder_settings(config: Any) -> dict[str, dict[str, Any]]:
     """Returns the settings that an autoencoder's latents depend on, beside its weights, for JSON.
 
     They are the fields of `config.autoencoder` and, where there is one, of `config.quantizer`.
     """
     parts = [part for part in ("autoencoder", "quantizer") if part in config]
-    return {
-        part: {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in sorted(config[part].items())
-            if key != "weights"
-        }
-        for part in parts
-    }
+    return {part: _listed(config[part]) for part in parts}
 
 
 def default_workdir(name: str) -> Path:

@@ -120,7 +120,8 @@ def _remember(config: Any, folder: Path) -> None:
     """
     path = folder / CONFIG
     if path.exists() and checkpoint.exist(folder) and not checkpoint.converted(folder):
-        require_same_run(config, configs.from_json(path.read_text()), folder)
+        with configs.trusting(configs.own_parts(config)):
+            require_same_run(config, configs.from_json(path.read_text()), folder)
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, configs.to_json(config))

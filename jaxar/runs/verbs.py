@@ -38,6 +38,9 @@ class Flags:
     labels: str | None = _flag("classes to draw: 3,1,4 (default: a grid of several classes)")
     seed: int | None = _flag("seed of the samples (default: 0); training has --config.seed", int)
     step: int | None = _flag("checkpoint of the run (default: the newest)", int)
+    trust: str | None = _flag(
+        "package, or several with commas, whose parts the config of a run or an export may name"
+    )
     samples: str | None = _flag("folder or .npz of images to judge; needs no config")
     network: str | None = _flag("weights of the Inception network (.pth, .pb), or 'digits'")
     reference: str | None = _flag("statistics or images to compare with (.npz, folder), or 'data'")

@@ -126,7 +126,15 @@ class BackboneWithHead(Module):
 
 @runtime_checkable
 class Scheme(Protocol):
-    """How a bound network is trained and sampled. Static."""
+    """How a bound network is trained and sampled. Static.
+
+    Its class declares for configs:
+      needs: What the network has to be, the `offers` of its class: a "denoiser" is asked for the
+        velocities of noised tokens at given times and has no head; a "causal" one for hidden
+        vectors of tokens, from inputs made of the tokens before them; a "set" model for those of
+        masked tokens, from the tokens that are kept.
+      sampling: Dataclass of settings of the walk, which are fields of `config.sample`.
+    """
 
     @property
     def entities(self) -> Entities:

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import above, between, require, whole
 from jaxar.core.known import Known
 from jaxar.core.plan import Plan, unmasking
 from jaxar.core.random import Draws
+from jaxar.flow.guidance import Guided
 from jaxar.heads.base import Turn
 from jaxar.schemes.base import BackboneWithHead, Request
 from jaxar.tokenizers.tokens import Entities
@@ -45,6 +47,21 @@ class Masking(NamedTuple):
     head: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Unmasking(Guided):
+    """The walk: guidance, and the iterations in which all tokens are drawn.
+
+    Attributes:
+      iterations: From 1 to the number of tokens.
+    """
+
+    iterations: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(vars(self), iterations=whole(1))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masked:
     """Masked autoregression.
@@ -59,14 +76,13 @@ class Masked:
     lowest: float = 0.7
     deviation: float = 0.25
 
+    needs = "set"
+    sampling = Unmasking
+
     def __post_init__(self):
         if max(self.plan.sizes) > 1:
             raise ValueError("The masked scheme draws tokens one by one: choose plan=token.")
-        if not 0 < self.lowest < 1 or self.deviation <= 0:
-            raise ValueError(
-                f"The lowest share of masked tokens must lie between 0 and 1, its deviation above "
-                f"0, not {self.lowest} and {self.deviation}."
-            )
+        require(vars(self), lowest=between, deviation=above(0))
 
     @property
     def plan(self) -> Plan:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxar.core.cache import rows, write
 from jaxar.core.visibility import Layout
-from jaxar.flow.guidance import guided
+from jaxar.flow.guidance import Guided, guided
 from jaxar.heads.flow import Flow, FlowNoise, solve
 from jaxar.schemes.base import Request, look
 from jaxar.schemes.walk import EntityStep, autoregressive
@@ -34,6 +34,9 @@ class Noisy:
 
     entities: Entities
     flow: Flow
+
+    needs = "denoiser"
+    sampling = Guided
 
     def noise(self, network: Any, key: Array, tokens: Float[Array, "b n c"]) -> FlowNoise:
         """Returns a time for each entity and noise for each token."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxar.core.cache import write
-from jaxar.flow.guidance import share_of
+from jaxar.flow.guidance import Guided, share_of
 from jaxar.heads.base import Turn
 from jaxar.schemes.base import BackboneWithHead, Request, look
 from jaxar.schemes.walk import EntityStep, autoregressive
@@ -30,6 +30,9 @@ class Shifted:
     """
 
     entities: Entities
+
+    needs = "causal"
+    sampling = Guided
 
     def noise(self, network: BackboneWithHead, key: Array, tokens: Array) -> Any:
         """Returns the head's randomness."""

@@ -6,6 +6,10 @@ from jaxar.core.plan import Grid
 from jaxar.typing import Array, Float
 
 
+def no_autoencoder() -> None:
+    """Returns no autoencoder: the data are no latents of one."""
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """Maps the data of a source to a grid of latents, and back."""

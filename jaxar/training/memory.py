@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxar.checks import one_of, require, truth, whole
 from jaxar.nn.layers import DTYPES
 from jaxar.parallel.sharding import shardings
 from jaxar.typing import Array
@@ -35,6 +36,10 @@ class Memory:
     moments: str = "float32"
     ema: str = "float32"
     offload_ema: bool = False
+
+    def __post_init__(self):
+        kept = one_of("float32", "bfloat16")
+        require(vars(self), accumulate=whole(1), moments=kept, ema=kept, offload_ema=truth)
 
 
 PLAIN = Memory()

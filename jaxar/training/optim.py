@@ -5,6 +5,7 @@ Source: OliverRensu/xAR main_mar.py, util/lr_sched.py and util/misc.py `add_weig
 FoundationVision/VAR utils/lr_control.py.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,7 +13,58 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxar.checks import above, at_least, below_one, one_of, require, share, whole
 from jaxar.typing import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW and its schedules; the fields of `config.optimizer`.
+
+    Attributes:
+      base_learning_rate: Peak for each 256 examples of a batch.
+      final_learning_rate: At the last step.
+      warmup_steps: Over which the rate rises in a straight line.
+      warmup_from: Share of the peak at which it begins.
+      decay: "cosine" or "linear", how it falls.
+      decay_fraction: Share of the run, its end, in which it falls; 0 for a constant rate.
+      beta1: Of Adam's first moment.
+      beta2: Of the second.
+      weight_decay: At the first step.
+      final_weight_decay: At the last, reached by a cosine; None for the same throughout.
+      no_decay: Words in the paths of parameters that do not decay, beside biases and norms.
+      clip_norm: Largest norm of the whole gradient.
+    """
+
+    base_learning_rate: float
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+    decay: str = "cosine"
+    decay_fraction: float = 0.25
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    final_weight_decay: float | None = None
+    no_decay: tuple[str, ...] = ()
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        require(
+            vars(self),
+            base_learning_rate=above(0),
+            final_learning_rate=at_least(0),
+            warmup_steps=whole(0),
+            warmup_from=share,
+            decay=one_of("cosine", "linear"),
+            decay_fraction=share,
+            beta1=below_one,
+            beta2=below_one,
+            weight_decay=at_least(0),
+            clip_norm=above(0),
+        )
+        if self.final_weight_decay is not None:
+            require(vars(self), final_weight_decay=at_least(0))
 
 
 def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedule:
@@ -47,7 +99,7 @@ def learning_rate(options: Any, *, steps: int, batch_size: int) -> optax.Schedul
 def weight_decay(options: Any, *, steps: int) -> optax.Schedule | float:
     """Returns the weight decay: a constant, or a cosine schedule to `final_weight_decay`."""
     first, last = options.weight_decay, options.final_weight_decay
-    if first == last:
+    if last is None or first == last:
         return first
     return lambda step: (
         last + (first - last) * (0.5 + 0.5 * jnp.cos(jnp.pi * step / max(steps - 1, 1)))

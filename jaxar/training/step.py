@@ -13,7 +13,7 @@ from jaxar.core.task import Task
 from jaxar.parallel import axes
 from jaxar.parallel.sharding import batch_sharding, replicated, shardings
 from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, trim, widened
-from jaxar.training.optim import make_optimizer
+from jaxar.training.optim import Optimizer, make_optimizer
 from jaxar.training.state import TrainState, ema_decay, init_state
 from jaxar.typing import Array, Params
 
@@ -40,7 +40,8 @@ class Training(NamedTuple):
 def training_of(config: Any, system: Task) -> Training:
     """Returns the training of a system, given the whole config."""
     memory = Memory(**config.memory)
-    optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
+    options = Optimizer(**config.optimizer)
+    optimizer = make_optimizer(options, steps=config.steps, batch_size=config.batch_size)
 
     def init(key: Array) -> TrainState:
         return init_state(system, optimizer, key, memory)

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import require
 from jaxar.core.condition import Condition, classes_of
 from jaxar.core.plan import Plan
 from jaxar.core.visibility import Layout
 from jaxar.nn import layers
-from jaxar.nn.compute import PLAIN, Compute, Dropout
+from jaxar.nn.compute import ARGUMENTS, PLAIN, Compute, Dropout
 from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.stacks import Stacks, TwoStacks, gated_block
 from jaxar.systems.image.xar import BLOCK
@@ -27,6 +28,8 @@ from jaxar.weights.tables import Row, convert, linear
 
 class FlowAR(TwoStacks):
     """Hidden vector of every token, given what precedes its entity and a class."""
+
+    offers = "causal"
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class FlowAR(TwoStacks):
         key: Array,
     ):
         """Makes the network; see `XAR` for the arguments."""
+        require(locals(), **ARGUMENTS)
         stacks, embed, classes, positions = jax.random.split(key, 4)
         super().__init__(
             plan.tokens,

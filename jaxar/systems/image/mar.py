@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import require, whole
 from jaxar.core.condition import Condition, classes_of
 from jaxar.core.plan import Plan
 from jaxar.core.visibility import Visibility, present
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention
-from jaxar.nn.compute import PLAIN, Compute, Dropout
+from jaxar.nn.compute import ARGUMENTS, PLAIN, Compute, Dropout
 from jaxar.nn.module import Param
 from jaxar.nn.stacks import TwoStacks
 from jaxar.nn.transformer import PlainBlock
@@ -30,6 +31,8 @@ from jaxar.weights.tables import Row, convert, linear
 
 class MAR(TwoStacks):
     """Hidden vector of every token, given the kept tokens and a class."""
+
+    offers = "set"
 
     def __init__(
         self,
@@ -66,8 +69,7 @@ class MAR(TwoStacks):
         Raises:
           ValueError: `buffer` is below 1: with nothing kept the encoder would see nothing.
         """
-        if buffer < 1:
-            raise ValueError(f"The buffer of MAR needs at least 1 copy of the class, not {buffer}.")
+        require(locals(), **ARGUMENTS, buffer=whole(1))
         stacks, embed, classes, no_class, mask, positions = jax.random.split(key, 6)
 
         def block(key):

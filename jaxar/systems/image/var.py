@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import below_one, require, whole
 from jaxar.core.cache import Cache
 from jaxar.core.condition import Condition, classes_of
 from jaxar.core.plan import Plan
 from jaxar.core.visibility import Layout
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CosineAttention
-from jaxar.nn.compute import PLAIN, Compute, Dropout, Pass
+from jaxar.nn.compute import ARGUMENTS, PLAIN, Compute, Dropout, Pass
 from jaxar.nn.module import Module
 from jaxar.nn.transformer import Block, Offset, Transformer
 from jaxar.tree import paths
@@ -33,6 +34,8 @@ class VAR(Module):
     Initial values are those of the release: N(0, 1 / (3 width)), the outputs of attention and MLP
     divided by sqrt(2 depth), scales and shifts halved, gates times `gate_init`.
     """
+
+    offers = "causal"
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class VAR(Module):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), **ARGUMENTS, depth=whole(1), drop_path=below_one)
         keys, known = iter(jax.random.split(key, 9)), classes_of(condition, "VAR")
         std = math.sqrt(1 / width / 3)
         law = layers.normal(std)

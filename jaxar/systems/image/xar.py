@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
+from jaxar.checks import above, require
 from jaxar.core.condition import Condition, classes_of
 from jaxar.core.plan import Plan
 from jaxar.core.visibility import Layout
 from jaxar.nn import layers
-from jaxar.nn.compute import PLAIN, Compute, Dropout
+from jaxar.nn.compute import ARGUMENTS, PLAIN, Compute, Dropout
 from jaxar.nn.rope import rotary_at, rotary_table
 from jaxar.nn.stacks import Stacks, TwoStacks, gated_block
 from jaxar.typing import Array, Float, Int
@@ -25,6 +26,8 @@ class XAR(TwoStacks):
 
     Both stacks see the same entities. Positions are learned, once for each stack, and rotary.
     """
+
+    offers = "denoiser"
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class XAR(TwoStacks):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
+        require(locals(), **ARGUMENTS, time_scale=above(0))
         stacks, embed, classes, time, predict = jax.random.split(key, 5)
         super().__init__(
             plan.tokens,

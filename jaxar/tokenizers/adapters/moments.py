@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jaxar.checks import above, require
 from jaxar.core.plan import Grid
 from jaxar.tokenizers import posterior
 from jaxar.typing import Array, Float
@@ -19,6 +20,9 @@ class Moments:
     """
 
     scale: float = 0.2325
+
+    def __post_init__(self):
+        require(vars(self), scale=above(0))
 
     def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
         """Returns the grid and half the channels.

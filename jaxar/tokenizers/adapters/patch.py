@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from jaxar.checks import require, whole
 from jaxar.core.plan import Grid
 from jaxar.typing import Array, Float
 
@@ -20,6 +21,9 @@ class Patch:
     height: int = 1
     width: int = 1
 
+    def __post_init__(self):
+        require(vars(self), height=whole(1), width=whole(1))
+
     def latents(self, shape: tuple[int, int, int]) -> tuple[Grid, int]:
         """Returns the grid of patches and the channels of each.
 
@@ -27,7 +31,7 @@ class Patch:
           ValueError: the patch does not divide the image.
         """
         h, w, c = shape
-        if min(self.height, self.width) < 1 or h % self.height or w % self.width:
+        if h % self.height or w % self.width:
             raise ValueError(
                 f"Patches of {self.height} x {self.width} pixels do not divide images of "
                 f"{h} x {w}: choose a height that divides {h} and a width that divides {w}."

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import below_one, one_of, require, sizes, whole
 from jaxar.nn.conv import Conv
 from jaxar.nn.layers import DTYPES
 from jaxar.nn.module import Module
@@ -23,6 +24,8 @@ class KLAutoencoder(Module):
     images of 256, which is level 4 for any image size.
     Source: LTH14/mar models/vae.py `AutoencoderKL`; arXiv 2112.10752.
     """
+
+    offers = "posterior"
 
     def __init__(
         self,
@@ -53,13 +56,16 @@ class KLAutoencoder(Module):
         Raises:
           ValueError: an argument is invalid.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"The dtype is one of {list(DTYPES)}, not {dtype!r}.")
-        if min(image_channels, width, channels) < 1:
-            raise ValueError(
-                f"image_channels={image_channels}, width={width} and channels={channels} must be "
-                "at least 1."
-            )
+        require(
+            locals(),
+            image_channels=whole(1),
+            width=whole(1),
+            multipliers=sizes(),
+            blocks=whole(1),
+            channels=whole(1),
+            dropout=below_one,
+            dtype=one_of(*DTYPES),
+        )
         encoder, decoder, moments, latents = jax.random.split(key, 4)
         shared: dict[str, Any] = dict(
             width=width, multipliers=multipliers, blocks=blocks, dropout=dropout

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import below_one, one_of, require, sizes, whole
 from jaxar.nn.conv import Conv
 from jaxar.nn.layers import DTYPES
 from jaxar.nn.module import Module
@@ -26,6 +27,8 @@ class VQAutoencoder(Module):
     The defaults are VAR's tokenizer of 256 x 256 images. The last level sets the image size.
     Source: FoundationVision/VAR models/vqvae.py `VQVAE`, models/basic_vae.py; arXiv 2404.02905.
     """
+
+    offers = "codes"
 
     def __init__(
         self,
@@ -63,12 +66,15 @@ class VQAutoencoder(Module):
         Raises:
           ValueError: an argument is invalid.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"The dtype is one of {list(DTYPES)}, not {dtype!r}.")
-        if min(image_channels, width) < 1:
-            raise ValueError(
-                f"image_channels={image_channels} and width={width} must be at least 1."
-            )
+        require(
+            locals(),
+            image_channels=whole(1),
+            width=whole(1),
+            multipliers=sizes(),
+            blocks=whole(1),
+            dropout=below_one,
+            dtype=one_of(*DTYPES),
+        )
         first, second, third, to_features, from_features = jax.random.split(key, 5)
         channels = quantizer.channels
         shared: dict[str, Any] = dict(

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import above, at_least, require, sizes, whole
+from jaxar.errors import FieldError
 from jaxar.nn.module import Module
 from jaxar.tokenizers.quantizers.vector import straight_through
 from jaxar.typing import Array, Float, Int
@@ -40,10 +42,9 @@ class FiniteScalar(Module):
           ValueError: there are no channels, one has fewer than 2 levels, or codes exceed int32.
         """
         del key
-        if not levels or min(levels) < 2 or math.prod(levels) > 2**31 - 1:
-            raise ValueError(
-                f"levels={tuple(levels)} must be at least 2 each, with a product below 2^31."
-            )
+        require(locals(), levels=sizes(low=2))
+        if math.prod(levels) > 2**31 - 1:
+            raise FieldError(f"levels must have a product below 2^31, not {tuple(levels)}.")
         self.levels = tuple(int(level) for level in levels)
         self.vocabulary, self.channels = math.prod(self.levels), len(self.levels)
 
@@ -124,11 +125,13 @@ class LookupFree(Module):
           ValueError: an argument is invalid.
         """
         del key
-        if not 1 <= bits <= 30 or min(beta, entropy) < 0 or temperature <= 0:
-            raise ValueError(
-                f"bits={bits} must lie in [1, 30], beta={beta} and entropy={entropy} be at least "
-                f"0 and temperature={temperature} above 0."
-            )
+        require(
+            locals(),
+            bits=whole(1, 30),
+            beta=at_least(0),
+            entropy=at_least(0),
+            temperature=above(0),
+        )
         self.vocabulary, self.channels = 2**bits, bits
         self.beta, self.entropy, self.temperature = beta, entropy, temperature
 

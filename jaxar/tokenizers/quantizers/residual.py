@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.checks import at_least, require, whole
 from jaxar.core.plan import Grid
 from jaxar.core.resize import resize_area, resize_bicubic
+from jaxar.errors import FieldError
 from jaxar.nn.conv import Conv
 from jaxar.nn.module import Module, Series
 from jaxar.tokenizers.quantizers.vector import Quantizer, fit, straight_through
@@ -65,9 +67,8 @@ class MultiScaleQuantizer(Module):
         if not self.grids or any(
             not (1 <= h <= self.grid[0] and 1 <= w <= self.grid[1]) for h, w in self.grids
         ):
-            raise ValueError(f"Each level of {tuple(levels)} must lie between 1 and the last.")
-        if phis < 0 or beta < 0:
-            raise ValueError(f"phis={phis} and beta={beta} must be at least 0.")
+            raise FieldError(f"levels must lie between 1 and the last, not {tuple(levels)}.")
+        require(locals(), phis=whole(0), beta=at_least(0))
         self.quantizer, self.beta = quantizer, beta
         self.vocabulary, self.channels = quantizer.vocabulary, quantizer.channels
         self.which = phi_indices(len(self.grids), phis) if phis else None

@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxar.checks import at_least, below_one, one_of, require, whole
 from jaxar.nn.module import Module, Param
 from jaxar.typing import Array, Float, Int
 
@@ -105,15 +106,16 @@ class VectorQuantizer(Module):
         Raises:
           ValueError: an argument is invalid.
         """
-        if min(vocabulary, channels) < 1 or min(beta, restart) < 0 or not 0 <= decay < 1:
-            raise ValueError(
-                f"vocabulary={vocabulary} and channels={channels} must be at least 1, beta={beta} "
-                f"and restart={restart} at least 0, decay={decay} from 0 to below 1."
-            )
-        if distance not in DISTANCES:
-            raise ValueError(f"The distance is one of {list(DISTANCES)}, not {distance!r}.")
-        if learning not in LEARNING:
-            raise ValueError(f"Codebooks learn by one of {list(LEARNING)}, not {learning!r}.")
+        require(
+            locals(),
+            vocabulary=whole(1),
+            channels=whole(1),
+            distance=one_of(*DISTANCES),
+            beta=at_least(0),
+            learning=one_of(*LEARNING),
+            decay=below_one,
+            restart=at_least(0),
+        )
         self.vocabulary, self.channels, self.distance = vocabulary, channels, distance
         self.beta, self.decay, self.restart = beta, decay, restart
         self.averaged = learning == "average"
