@@ -124,7 +124,10 @@ def test_a_config_can_start_from_another(path, tmp_path):
         (FILE.replace("base_learning_rate=1e-3, ", ""), "lacks 'optimizer.base_learning_rate'"),
         (FILE.replace("width=64, ", ""), "lacks 'model.width'"),
         (FILE.replace("config.batch_size = 4", ""), "lacks 'batch_size'"),
-        (FILE.replace('"cell", ', '"cel", '), "plan has no choice 'cel': choose one of ['cell',"),
+        (
+            FILE.replace('"cell", ', '"cel", '),
+            "plan has no choice 'cel': choose one of ['block', 'cell',",
+        ),
         (FILE.replace("dropout=0.1", "dropout='0.1'"), "dropout must be a finite number (float)"),
         (FILE.replace('spec("logit_normal")', "3"), "flow.time must be a part"),
         (FILE.replace("ConfigDict(dict(every=0))", "0"), "sample must be a group of fields"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxar.checks import require, whole
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.data import loader
@@ -85,10 +86,7 @@ class Fidelity:
     output: str = ""
 
     def __post_init__(self):
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, not {self.samples}.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
+        require(vars(self), samples=whole(2), batch_size=whole(1))
 
     @property
     def complete(self) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxar import config as configs
 from jaxar import registry
+from jaxar.checks import require, whole
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.data import loader
@@ -45,8 +46,7 @@ class Recognition:
     complete = True
 
     def __post_init__(self):
-        if self.per_class < 1:
-            raise ValueError(f"per_class must be at least 1, not {self.per_class}.")
+        require(vars(self), per_class=whole(1))
 
     def check(self, model: Model) -> None:
         """Checks that the model samples images, and that there are real images of the same shape.
