@@ -126,7 +126,7 @@ def test_a_config_can_start_from_another(path, tmp_path):
         (FILE.replace("config.batch_size = 4", ""), "lacks 'batch_size'"),
         (
             FILE.replace('"cell", ', '"cel", '),
-            "plan has no choice 'cel': choose one of ['block', 'cell',",
+            "plan has no choice 'cel': choose one of ['block',",
         ),
         (FILE.replace("dropout=0.1", "dropout='0.1'"), "dropout must be a finite number (float)"),
         (FILE.replace('spec("logit_normal")', "3"), "flow.time must be a part"),

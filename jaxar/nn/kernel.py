@@ -17,6 +17,10 @@ back.
 Keys after the last one that a band of queries sees are skipped: about half of a causal mask. Heads
 are side by side in the last axis, as the projections output them, and a program takes as many as
 fill whole vectors. The words of `dropout` decide which weights are dropped.
+
+Tangents are those of (1), by a kernel as well, and (2) and (3) are their transpose. A gradient of
+tangents is made by plain operations; if tangents are held fixed, as in MeanFlow's target, there is
+none. Tangents of gradients need the dense way.
 """
 
 import dataclasses
@@ -27,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import linear_call
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -145,7 +150,7 @@ def attend_in_kernel(
     return out.reshape(q.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
     sizes: _Sizes, q: Array, k: Array, v: Array, tables: tuple[Array, ...], start: Array
 ) -> Any:
@@ -160,17 +165,52 @@ def _doubled(sizes: _Sizes, heads: int) -> _Sizes:
     return dataclasses.replace(sizes, together=twice) if fits else sizes
 
 
-def _keep(sizes, q, k, v, tables, start):
-    return _attend(sizes, q, k, v, tables, start), (q, k, v, tables, start)
+@_attend.defjvp
+def _attend_jvp(sizes, primals, tangents):
+    """Bias, rotary tables and random words have no derivative."""
+    return _attend(sizes, *primals), _tangent(sizes, primals, tangents[:3])
 
 
-def _give_back(sizes, kept, gradient):
-    q, k, v, tables, start = kept
-    found = _call(_backward, sizes, (q, k, v, gradient), tables, start, (q, k, v))
-    return (*found, None, None)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _tangent(sizes: _Sizes, primals: tuple[Any, ...], tangents: tuple[Array, ...]) -> Array:
+    """Returns the tangent of the output for those of q, k and v; its transpose gives gradients."""
+
+    def onward(primals, tangents):
+        *inputs, tables, start = primals
+        return _call(_forward_tangent, sizes, (*inputs, *tangents), tables, start, (inputs[0],))
+
+    def back(primals, gradient):
+        *inputs, tables, start = primals
+        outputs = tuple(inputs)
+        return tuple(_call(_backward, sizes, (*inputs, gradient), tables, start, outputs))
+
+    return linear_call(onward, back, primals, tangents)
 
 
-_attend.defvjp(_keep, _give_back)
+@_tangent.defjvp
+def _tangent_jvp(sizes, primals, tangents):
+    """Second derivatives are those of plain operations, whose weights are held in memory."""
+
+    def plainly(primals, tangents):
+        *inputs, tables, start = primals
+        attend = functools.partial(_attend_plainly, sizes, tables, start)
+        return jax.jvp(attend, tuple(inputs), tangents)[1]
+
+    return _tangent(sizes, *primals), jax.jvp(plainly, primals, tangents)[1]
+
+
+def _attend_plainly(sizes: _Sizes, tables: Any, start: Array, *inputs: Array) -> Array:
+    """Returns what `_attend` gives for q, k and v, by plain operations."""
+    batch, _, lanes = inputs[0].shape
+    groups = lanes // (sizes.together * sizes.width)
+
+    def program(example, group, *inputs):
+        return _attended(sizes, start, inputs, tables, place=(example, group))
+
+    row = jax.vmap(program, (None, 0, 1, 1, 1), 1)
+    parts = (x.reshape(*x.shape[:2], groups, -1) for x in inputs)
+    found = jax.vmap(row, (0, None, 0, 0, 0))(jnp.arange(batch), jnp.arange(groups), *parts)
+    return found.reshape(inputs[0].shape)
 
 
 def _call(
@@ -194,7 +234,7 @@ def _call(
     def whole(x):
         return pl.BlockSpec(x.shape, lambda b, g, start: (0, 0))
 
-    products = 2 if body is _forward else 5
+    products = {_forward: 2, _forward_tangent: 6, _backward: 5}[body]
     logits = sum((end - first) * seen for first, end, seen in sizes.bands)
     found = pl.pallas_call(
         functools.partial(body, sizes),
@@ -223,7 +263,19 @@ def _call(
 
 def _forward(sizes, start, q, k, v, *rest):
     past, tables, out = rest[: sizes.past], rest[sizes.past : -1], rest[-1]
-    q, k, v = _turned(sizes, q[...], tables, 1), _turned(sizes, k[...], tables, 1), v[...]
+    out[...] = _attended(sizes, start, (q[...], k[...], v[...]), tables, past)
+
+
+def _forward_tangent(sizes, start, q, k, v, of_q, of_k, of_v, *rest):
+    *tables, out = rest
+    inputs, tangents = (q[...], k[...], v[...]), (of_q[...], of_k[...], of_v[...])
+    out[...] = jax.jvp(lambda *qkv: _attended(sizes, start, qkv, tables), inputs, tangents)[1]
+
+
+def _attended(sizes, start, inputs, tables, past=(), place=None):
+    """Returns (1) for the heads of one program, in the dtype of the queries; see `_kept`."""
+    q, k, v = inputs
+    q, k = _turned(sizes, q, tables, 1), _turned(sizes, k, tables, 1)
     if past:
         k, v = (jnp.concatenate(pair, 0) for pair in ((past[0][...], k), (past[1][...], v)))
     values = v.T
@@ -233,10 +285,10 @@ def _forward(sizes, start, q, k, v, *rest):
         for first, end, seen in sizes.bands:
             logits = _product(k[:seen, one], q[first:end, one], 1, 1)
             powers, share = _powers(sizes, logits, tables[0][:seen, first:end])
-            kept = _kept(sizes, start, head, first, powers).astype(values.dtype)
+            kept = _kept(sizes, start, head, first, powers, place=place).astype(values.dtype)
             columns.append(share * _product(values[one, :seen], kept, 1, 0))
         heads.append(jnp.concatenate(columns, 1))
-    out[...] = jnp.concatenate(heads, 0).astype(out.dtype).T
+    return jnp.concatenate(heads, 0).astype(q.dtype).T
 
 
 def _backward(sizes, start, q, k, v, given, *rest):
@@ -310,17 +362,24 @@ def _turned(sizes: _Sizes, x: Array, tables: Any, way: int) -> Array:
 def _powers(sizes: _Sizes, logits: Array, bias: Array) -> tuple[Array, Array]:
     """Returns e, and c r of each query."""
     logits = logits * (sizes.scale * math.log2(math.e)) + bias
-    powers = jnp.exp2(logits - jnp.max(logits, 0, keepdims=True))
+    most = jax.lax.stop_gradient(jnp.max(logits, 0, keepdims=True))  # it cancels in the output
+    powers = jnp.exp2(logits - most)
     return powers, 1 / ((1 - sizes.rate) * jnp.sum(powers, 0, keepdims=True))
 
 
-def _kept(sizes: _Sizes, start: Any, head: int, first: int, *values: Array) -> Any:
-    """Returns values of keys and queries, from query `first` on, 0 where dropout drops a weight."""
+def _kept(
+    sizes: _Sizes, start: Any, head: int, first: int, *values: Array, place: Any = None
+) -> Any:
+    """Returns values of keys and queries, from query `first` on, 0 where dropout drops a weight.
+
+    The place is the example and the group of heads: those of the kernel's program, if not given.
+    """
     if sizes.rate:
         keys, queries = values[0].shape
-        example = start[2] + jnp.uint32(pl.program_id(0))
+        example, group = place or (pl.program_id(0), pl.program_id(1))
+        example = start[2] + jnp.uint32(example)
         all_heads = example * jnp.uint32(sizes.heads) + start[3]
-        row = all_heads + jnp.uint32(pl.program_id(1) * sizes.together + head)
+        row = all_heads + jnp.uint32(group * sizes.together + head)
         row = row * jnp.uint32(sizes.queries) + jnp.uint32(first)
         row += jax.lax.broadcasted_iota(jnp.uint32, (1, queries), 1)
         column = jax.lax.broadcasted_iota(jnp.uint32, (keys, 1), 0)

@@ -268,13 +268,16 @@ class GatedMLP(Module):
         return dropout(checkpoint_name(y, RETURNED), rate, outer)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def settled(x: Array) -> Array:
-    """Returns x behind an optimization barrier, so XLA does not recompute it. Gradients pass."""
+    """Returns x behind an optimization barrier, so that XLA does not recompute it in each product.
+
+    Derivatives pass, forward and backward, without a barrier.
+    """
     return jax.lax.optimization_barrier(x)
 
 
-settled.defvjp(lambda x: (jax.lax.optimization_barrier(x), None), lambda _, slope: (slope,))
+settled.defjvp(lambda primals, tangents: (settled(*primals), *tangents))
 
 
 class TimeEmbedding(Module):

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import linear_call
 from jax.sharding import PartitionSpec
 
 from jaxar.tree import paths
@@ -151,20 +152,22 @@ def gathered(params: Any, dtype: Any = None, spared: tuple[str, ...] = ()) -> An
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _gather(x: Array, parts: PartitionSpec, whole: PartitionSpec) -> Array:
     return jax.lax.with_sharding_constraint(x, whole)
 
 
-def _gather_forward(x, parts, whole):
-    return _gather(x, parts, whole), None
+@_gather.defjvp
+def _gather_tangent(parts, whole, primals, tangents):
+    """Tangents are gathered, too; the transpose, which makes gradients, shares them out."""
 
+    def gather(_, tangent):
+        return jax.lax.with_sharding_constraint(tangent, whole)
 
-def _gather_backward(parts, whole, _, gradient):
-    return (jax.lax.with_sharding_constraint(gradient, parts),)
+    def share_out(_, gradient):
+        return jax.lax.with_sharding_constraint(gradient, parts)
 
-
-_gather.defvjp(_gather_forward, _gather_backward)
+    return _gather(*primals, parts, whole), linear_call(gather, share_out, (), *tangents)
 
 
 def platform() -> str:
