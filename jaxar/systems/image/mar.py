@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxar.core.padding import needed
 from jaxar.core.plan import Plan
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention
@@ -99,6 +100,7 @@ class MAR(TwoStacks):
         kept: Array | int,
         room: int,
         *,
+        usual: float | None = None,
         key: Array | None = None,
     ) -> Float[Array, "b n d"]:
         """Returns float32 hidden vectors of all tokens.
@@ -109,6 +111,7 @@ class MAR(TwoStacks):
           order: Numbers of the tokens, for each example its own permutation.
           kept: How many tokens are kept, the first of the order, at most `room`; may be traced.
           room: Tokens that the encoder has room for; fixed.
+          usual: How many are kept on average, for those who count operations; `room` by default.
           key: Randomness of dropout, or None for none.
         """
         batch, n, _ = tokens.shape
@@ -120,9 +123,13 @@ class MAR(TwoStacks):
         place = jnp.concatenate([buffer, self.buffer + there], 1)
         seen = jnp.concatenate([jnp.ones(self.buffer, bool), is_there])
 
-        x = jnp.concatenate([self._class_tokens(labels), self.embed(tokens[rows, there])], 1)
-        x, _ = self.encode(x, place, None, self.shared(mask=seen[None]), key=first)
-        x = self.between(x)
+        usual = room if usual is None else usual
+        with needed(usual, room):
+            x = self.embed(tokens[rows, there])
+        with needed(self.buffer + usual, self.buffer + room):
+            x = jnp.concatenate([self._class_tokens(labels), x], 1)
+            x, _ = self.encode(x, place, None, self.shared(mask=seen[None]), key=first)
+            x = self.between(x)
 
         grid = jnp.broadcast_to(self.mask[...], (batch, n, self.width))
         target = jnp.where(is_there, there, n)  # what is not there is written nowhere
