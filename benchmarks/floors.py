@@ -1,8 +1,8 @@
 """The least operations that one image needs: its training step and its sampling, counted.
 
 What is counted is the program itself, traced for one image without rematerialisation and with plain
-attention (`counting`): the gradient of the loss, without dropout's or the optimiser's share, which
-have no products; and the sampler up to the latents, without an autoencoder's decoder.
+attention (`counting`): the gradient of the loss, and the sampler up to the latents, without an
+autoencoder's decoder. The optimiser has no products.
 """
 
 import dataclasses
@@ -14,10 +14,7 @@ import jax.numpy as jnp
 from benchmarks import counting
 from jaxar import assembly
 from jaxar import config as configs
-from jaxar.nn.module import params_of
-from jaxar.nn.transformer import Compute
-from jaxar.runs.load import attached
-from jaxar.runs.model import Autoencoder, Origin
+from jaxar.nn.compute import Compute
 
 PLAIN = dataclasses.asdict(Compute(attention="dense"))
 """How networks compute when they are counted: whole vectors are not filled up."""
@@ -35,19 +32,10 @@ def least(config: Any, what: str) -> float | None:
     """
     config = _plain(config)
     system = assembly.build_system(config)
-    network = assembly.build_autoencoder(config) if "autoencoder" in config else None
-    frozen = {} if network is None else params_of(network)
-
-    def whole(frozen: Any) -> Any:
-        found = None if network is None else Autoencoder(network, frozen, Origin(None))
-        return attached(system, found)
-
-    arguments = jax.eval_shape(system.init, jax.random.key(0)), frozen
-    if what == "train":
-        return counting.operations(_training(whole), *arguments, *_batch(config))
-    if system.shows != "samples":
+    if what == "sample" and system.shows != "samples":
         return None
-    return counting.operations(_sampling(whole, config), *arguments, *_request())
+    program = _gradient(system) if what == "train" else _sampler(system, config)
+    return counting.operations(*program)
 
 
 def _plain(config: Any) -> Any:
@@ -62,33 +50,33 @@ def _plain(config: Any) -> Any:
     return configs.override(config, words)
 
 
-def _training(whole: Any) -> Any:
+def _weights(system: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the shapes of parameters and of frozen networks."""
+    frozen = {name: network.shapes for name, network in system.frozen.items()}
+    return jax.eval_shape(system.init, jax.random.key(0)), frozen
+
+
+def _gradient(system: Any) -> tuple[Any, ...]:
+    """Returns the gradient of the loss of one image, and its arguments."""
+
     def gradient(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        return jax.grad(lambda params: whole(frozen).loss(params, batch, key)[0])(params)
+        return jax.grad(lambda params: system.loss(params, frozen, batch, key)[0])(params)
 
-    return gradient
-
-
-def _batch(config: Any) -> tuple[Any, Any]:
-    """Returns the shapes of a batch of one image, and of a key."""
     batch = {
-        "data": jax.ShapeDtypeStruct((1, *config.data_shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+        "data": jax.ShapeDtypeStruct((1, *system.shape), jnp.float32),
+        "condition": system.condition.shapes(1),
         "step": jax.ShapeDtypeStruct((), jnp.int32),
     }
-    return batch, jax.eval_shape(jax.random.key, 0)
+    return gradient, *_weights(system), batch, jax.eval_shape(jax.random.key, 0)
 
 
-def _sampling(whole: Any, config: Any) -> Any:
+def _sampler(system: Any, config: Any) -> tuple[Any, ...]:
+    """Returns the sampling of one image, and its arguments."""
     settings = assembly.build_settings(config)
 
-    def sample(params: Any, frozen: Any, keys: Any, labels: Any, guidance: Any) -> Any:
-        return whole(frozen).sample(params, keys, labels, guidance, settings)
+    def sample(params: Any, frozen: Any, keys: Any, condition: Any, guidance: Any) -> Any:
+        return system.sample(params, frozen, keys, condition, guidance, settings)
 
-    return sample
-
-
-def _request() -> tuple[Any, Any, Any]:
-    """Returns the shapes of one image's key, its label, and the amount of guidance."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    return keys, jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    guidance = jax.ShapeDtypeStruct((), jnp.float32)
+    return sample, *_weights(system), keys, system.condition.shapes(1), guidance

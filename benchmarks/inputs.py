@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.pipe import BenchmarkError
 from jaxar import config as configs
 from jaxar.runs import setup
-from launch.programs import complete
+from launch.programs import frozen_zeros
 
 RECORDS = 1024
 """Latents in the cache; an epoch is read again and again."""
@@ -60,7 +60,8 @@ def _waited(config: Any, rounds: int, steps: int, folder: Path) -> dict[str, flo
     config = configs.override(config, fields)
     ready = setup.prepare(config, training=True)
     source = LatentRecords(str(cache))
-    fit(complete(ready), source, config, folder / "run", ready.mesh, lambda *_: None)
+    frozen = frozen_zeros(ready)
+    fit(ready.system, frozen, source, config, folder / "run", ready.mesh, lambda *_: None)
     shares = [record["data_wait"] for record in read_history(folder / "run")[1:]]
     return {"median": statistics.median(shares), "least": min(shares), "most": max(shares)}
 

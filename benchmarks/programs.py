@@ -16,13 +16,13 @@ import numpy as np
 from benchmarks.pipe import BenchmarkError
 from jaxar import assembly
 from jaxar import config as configs
-from jaxar.core.keys import key_for
+from jaxar.core.random import key_for
 from jaxar.parallel import sharding
 from jaxar.runs import setup
 from jaxar.runs.model import sampler
 from jaxar.training.memory import state_shardings
 from jaxar.training.step import compile_step, training_of
-from launch.programs import complete, count_operations
+from launch.programs import count_operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,22 +72,22 @@ def make(config: Any, what: str) -> Program:
 def training_step(config: Any) -> Program:
     """Returns the training step; the state goes from one run to the next, its memory reused."""
     ready = setup.prepare(config, training=True)
-    system, mesh = complete(ready), ready.mesh
+    system, mesh, frozen = ready.system, ready.mesh, frozen_zeros(ready)
     training = training_of(config, system)
     shapes = jax.eval_shape(training.init, jax.random.key(0))
     places = state_shardings(shapes, mesh, training.memory)
     state = jax.jit(training.init, out_shardings=places)(key_for("init", config.seed))
     batch = sharding.spread(mesh, config.batch_size)(random_batch(config))
     began = time.perf_counter()
-    compiled = compile_step(training.step, state, batch, mesh, training.memory)
+    compiled = compile_step(training.step, state, frozen, batch, mesh, training.memory)
     seconds = time.perf_counter() - began
-    operations = count_operations(jax.make_jaxpr(training.step)(state, batch))
+    operations = count_operations(jax.make_jaxpr(training.step)(state, frozen, batch))
     kept = [state]
     del state
 
     def dispatch(count: int) -> Any:
         for _ in range(count):
-            kept[0], metrics = compiled(kept[0], batch)
+            kept[0], metrics = compiled(kept[0], frozen, batch)
         return metrics
 
     return Program(
@@ -104,17 +104,19 @@ def training_step(config: Any) -> Program:
 def sampling(config: Any) -> Program:
     """Returns the sampler of one batch; every run draws the next images."""
     ready = setup.prepare(config)
-    system, mesh, count = complete(ready), ready.mesh, config.batch_size
+    system, mesh, count = ready.system, ready.mesh, config.batch_size
     if system.shows != "samples":
         raise BenchmarkError(f"{config.name} reconstructs its data: leave it to --what=train.")
     places = sharding.shardings(jax.eval_shape(system.init, jax.random.key(0)), mesh)
     params = jax.jit(system.init, out_shardings=places)(key_for("init", config.seed))
     place = sharding.batch_sharding(mesh)
-    labels = sharding.put(np.arange(count, dtype=np.int32) % system.num_classes, place)
+    labels = np.arange(count, dtype=np.int32) % config.num_classes
+    condition = jax.tree.map(lambda x: sharding.put(x, place), system.condition.read(labels))
     numbers = sharding.put(np.arange(count, dtype=np.uint32), place)
     run = sampler(system, None, assembly.build_settings(config))
     weight = float(config.sample.guidance)
-    arguments = ((params, {}), 0, numbers, labels, weight, None)
+    weights = (params, frozen_zeros(ready), {})
+    arguments = (weights, 0, numbers, condition, weight, None)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         compiled = run.lower(*arguments).compile()
@@ -125,7 +127,7 @@ def sampling(config: Any) -> Program:
     def dispatch(count: int) -> Any:
         for _ in range(count):
             seed[0] += 1
-            images = compiled((params, {}), seed[0], numbers, labels, weight, None)
+            images = compiled(weights, seed[0], numbers, condition, weight, None)
         return images
 
     return Program(
@@ -138,4 +140,4 @@ def random_batch(config: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(config.seed)
     shape = (config.batch_size, *config.data_shape)
     data = rng.uniform(-1, 1, shape).astype(np.float32)
-    return {"data": data, "label": np.arange(len(data), dtype=np.int32) % config.num_classes}
+    return {"data": data, "condition": np.arange(len(data), dtype=np.int32) % config.num_classes}

@@ -12,11 +12,12 @@ import jax
 
 from jaxar.config import ConfigError
 from jaxar.core import plan
+from jaxar.core.condition import Condition, Label
 from jaxar.flow.guidance import Guidance
 from jaxar.heads.flow import Flow
 from jaxar.objectives.autoencoder import Autoencoding
 from jaxar.registry import build, lookup
-from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.system import System
 from jaxar.tokenizers.tokens import Codes, Entities, Latents
 
@@ -87,16 +88,15 @@ def _next_x(config: Any) -> System:
             plan.unmasking(entities.plan.tokens, settings.iterations)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    make = functools.partial(_make_network, config, entities)
+    condition = Label(config.num_classes, config.label_dropout)
+    make = functools.partial(_make_network, config, entities, condition)
     return System(
         network=jax.eval_shape(make, jax.random.key(0)),
         make=make,
-        context=build(
-            "context", config.context, entities, config.num_classes, **_flow(config, "velocity")
-        ),
-        num_classes=config.num_classes,
-        label_dropout=config.label_dropout,
+        scheme=build("context", config.context, entities, **_flow(config, "velocity")),
+        condition=condition,
         shape=tuple(config.data_shape),
+        autoencoder=build_autoencoder(config) if isinstance(entities, Codes) else None,
     )
 
 
@@ -146,7 +146,7 @@ def _flow(config: Any, head: str) -> dict[str, Any]:
     return {"flow": Flow(build("path", config.flow.path), build("time", config.flow.time))}
 
 
-def _make_network(config: Any, entities: Entities, key: jax.Array) -> Any:
+def _make_network(config: Any, entities: Entities, condition: Condition, key: jax.Array) -> Any:
     """Returns the network with initial values: the backbone, with its head where it has one."""
     first, second = jax.random.split(key)
     alone = config.head.name == "velocity"
@@ -155,14 +155,14 @@ def _make_network(config: Any, entities: Entities, key: jax.Array) -> Any:
         config.model,
         entities.plan,
         entities.channels,
-        config.num_classes,
+        condition,
         key=key if alone else first,
     )
     if alone:
         return backbone
     arguments = (entities.plan, config.model.width, entities.outcomes)
     flow = _flow(config, "flow_network")
-    return Network(backbone, build("head", config.head, *arguments, **flow, key=second))
+    return BackboneWithHead(backbone, build("head", config.head, *arguments, **flow, key=second))
 
 
 def _autoencoder(config: Any) -> Autoencoding:
@@ -177,8 +177,8 @@ def _vq_autoencoder(config: Any) -> Autoencoding:
 
 def _autoencoding(config: Any, make: Callable[[jax.Array], Any]) -> Autoencoding:
     features = build("perceptual", config.perceptual)
-    shape, classes = tuple(config.data_shape), config.num_classes
-    return build("loss", config.loss, make, shape, classes, perceptual=features)
+    shape = tuple(config.data_shape)
+    return build("loss", config.loss, make, shape, perceptual=features)
 
 
 def _make_autoencoder(arguments: Mapping[str, Any], quantizer: Any, key: jax.Array) -> Any:

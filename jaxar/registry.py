@@ -31,8 +31,12 @@ PARTS: dict[str, dict[str, str]] = {
         "features": "jaxar.tokenizers.adapters.features:FeatureMap",
     },
     "plan": {
+        "block": "jaxar.core.plan:block",
         "token": "jaxar.core.plan:token",
         "cell": "jaxar.core.plan:cell",
+        "row": "jaxar.core.plan:row",
+        "frame": "jaxar.core.plan:frame",
+        "clip": "jaxar.core.plan:clip",
         "subsample": "jaxar.core.plan:subsample",
         "scale": "jaxar.core.plan:scale",
         "image": "jaxar.core.plan:image",
@@ -76,13 +80,13 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "perceptual": {
         "none": "jaxar.objectives.perceptual:no_features",
-        "inception": "jaxar.evaluation.inception_weights:inception_maps",
+        "inception": "jaxar.evaluation.inception_weights:InceptionMaps",
     },
     "path": {"linear": "jaxar.flow.path:Linear", "cosine": "jaxar.flow.path:Cosine"},
     "time": {
         "uniform": "jaxar.flow.time:Uniform",
         "logit_normal": "jaxar.flow.time:LogitNormal",
-        "shifted": "jaxar.flow.time:Shifted",
+        "shifted": "jaxar.flow.time:ShiftedUniform",
     },
     "evaluation": {
         "none": "jaxar.evaluation.parts:NoEvaluation",
@@ -94,6 +98,7 @@ PARTS: dict[str, dict[str, str]] = {
         "flowar": "jaxar.systems.image.flowar:from_state_dict",
         "mar": "jaxar.systems.image.mar:from_state_dict",
         "var": "jaxar.systems.image.var:from_state_dict",
+        "inception": "jaxar.evaluation.inception_weights:from_release",
         "kl_autoencoder": "jaxar.tokenizers.autoencoders.kl:from_state_dict",
         "vq_autoencoder": "jaxar.tokenizers.autoencoders.vq:from_state_dict",
     },

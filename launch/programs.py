@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxar import assembly, checkpoint
@@ -20,8 +19,7 @@ from jaxar.nn.module import params_of
 from jaxar.parallel import sharding
 from jaxar.runs import dry_run as table
 from jaxar.runs import setup
-from jaxar.runs.load import attached
-from jaxar.runs.model import Autoencoder, Origin, sampler
+from jaxar.runs.model import sampler
 from jaxar.training.step import compile_step, training_of
 from launch import schedule
 from launch.chips import LaunchError, Topology
@@ -84,22 +82,23 @@ def train_step(config: Any, devices: Sequence[Any]) -> Made:
       ConfigError: a setting cannot work on these devices.
     """
     ready = setup.prepare(config, training=True, devices=devices)
-    system = complete(ready)
+    system, frozen = ready.system, frozen_shapes(ready)
     training = training_of(config, system)
     state = jax.eval_shape(training.init, jax.random.key(0))
     batch = {
         "data": jax.ShapeDtypeStruct((config.batch_size, *system.shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+        "condition": system.condition.shapes(config.batch_size),
     }
 
-    def loss(params, batch, count):
-        return system.loss(params, {**batch, "step": count}, jax.random.key(0))[0]
+    def loss(params, frozen, batch, count):
+        return system.loss(params, frozen, {**batch, "step": count}, jax.random.key(0))[0]
 
+    traced = jax.make_jaxpr(loss)(state.params, frozen, batch, state.step)
     return _made(
-        lambda: compile_step(training.step, state, batch, ready.mesh, training.memory),
+        lambda: compile_step(training.step, state, frozen, batch, ready.mesh, training.memory),
         mesh=ready.mesh,
         batch=config.batch_size,
-        operations=3 * count_operations(jax.make_jaxpr(loss)(state.params, batch, state.step)),
+        operations=3 * count_operations(traced),
         state=table.bytes_per_device(table.on_devices(config, state), ready.mesh.shape),
     )
 
@@ -120,19 +119,21 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
             f"--batch={batch} does not divide among the {parts} devices that share a batch: choose "
             f"{max(batch // parts, 1) * parts} or {(batch // parts + 1) * parts}."
         )
-    system = complete(ready)
+    system, frozen = ready.system, frozen_shapes(ready)
     params = jax.eval_shape(system.init, jax.random.key(0))
     decoder = {} if ready.network is None else params_of(ready.network)
-    everywhere = sharding.replicated(ready.mesh)
-    weights = (
-        checkpoint.placed(params, sharding.shardings(params, ready.mesh)),
-        checkpoint.placed(decoder, jax.tree.map(lambda _: everywhere, decoder)),
+    weights = tuple(
+        checkpoint.placed(shapes, sharding.shardings(shapes, ready.mesh))
+        for shapes in (params, frozen, decoder)
     )
     place = sharding.batch_sharding(ready.mesh)
     numbers = jax.ShapeDtypeStruct((batch,), jnp.uint32, sharding=place)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=place)
+    condition = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        system.condition.shapes(batch),
+    )
     run = sampler(system, ready.network, assembly.build_settings(config))
-    arguments = (weights, 0, numbers, labels, float(config.sample.guidance), None)
+    arguments = (weights, 0, numbers, condition, float(config.sample.guidance), None)
 
     def compiled():
         with jax.set_mesh(ready.mesh):
@@ -143,7 +144,7 @@ def whole_sampler(config: Any, devices: Sequence[Any], batch: int) -> Made:
         mesh=ready.mesh,
         batch=batch,
         operations=count_operations(jax.make_jaxpr(run)(*arguments)),
-        state=table.bytes_per_device(params, ready.mesh.shape) + _bytes(decoder),
+        state=sum(table.bytes_per_device(tree, ready.mesh.shape) for tree in (params, decoder)),
     )
 
 
@@ -159,19 +160,18 @@ def _made(compiled: Callable[[], Any], **facts: Any) -> Made:
     return Made(seconds=time.monotonic() - began, compiled=program, problem=problem, **facts)
 
 
-def complete(ready: setup.Prepared) -> Any:
-    """Returns the system, with zeros for an autoencoder that it cannot do without.
-
-    Such parameters are constants of its programs.
-    """
-    if not getattr(ready.system, "needs_autoencoder", False):
-        return ready.system
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), params_of(ready.network))
-    return attached(ready.system, Autoencoder(ready.network, zeros, Origin(None)))
+def frozen_shapes(ready: setup.Prepared) -> dict[str, Any]:
+    """Returns the shapes of the frozen networks of a system, by name."""
+    return {name: frozen.shapes for name, frozen in ready.system.frozen.items()}
 
 
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def frozen_zeros(ready: setup.Prepared) -> dict[str, Any]:
+    """Returns zeros for the frozen networks of a system, by name, on the devices."""
+    zeros = {
+        name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), frozen.shapes)
+        for name, frozen in ready.system.frozen.items()
+    }
+    return sharding.place(zeros, ready.mesh)
 
 
 def count_operations(jaxpr: Any) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from jaxar.core.random import Draws
-from jaxar.schemes.base import Request
+from jaxar.nn.module import bind
+from jaxar.schemes.base import request_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Given(Draws):
       order: (b, n) permutation, where one is asked for.
       gumbel_of: Source of Gumbel numbers; zeros make sampling greedy.
       entity: Whose draws these are.
+      batch: Number of examples.
     """
 
     keys: Any = None
@@ -26,6 +28,11 @@ class Given(Draws):
     order: Any = None
     gumbel_of: Callable[[Any, Any, tuple[int, ...]], Any] | None = None
     entity: Any = None
+    batch: int = 0
+
+    @property
+    def examples(self):
+        return self.batch
 
     def at(self, entity):
         return dataclasses.replace(self, entity=entity)
@@ -43,7 +50,16 @@ class Given(Draws):
 def sample_given(system, params, labels, guidance, settings, draws):
     """Returns the tokens that a system samples with given numbers."""
 
+    draws = dataclasses.replace(draws, batch=len(labels))
+
     def run(params, labels, guidance):
-        return system.sample_tokens(params, Request(labels, guidance, draws, settings))
+        return system.sample_tokens(
+            params, request_for(system.condition, labels, guidance, draws, settings)
+        )
 
     return jax.jit(run)(params, labels, guidance)
+
+
+def loss_given(system, params, tokens, condition, noise, key=None):
+    """Returns the loss of tokens for given randomness; dropout only where a key is given."""
+    return system.scheme.loss(bind(system.network, params), tokens, condition, noise, key)

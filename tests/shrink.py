@@ -62,7 +62,7 @@ def _shallow(config):
 
 def with_autoencoder(config, folder):
     """Returns the config with an autoencoder of random weights, where its system needs one."""
-    if not getattr(build_system(config), "needs_autoencoder", False):
+    if not getattr(build_system(config), "autoencoder", False):
         return config
     rng = np.random.default_rng(1)
     template = paths(params_of(build_autoencoder(config)))

@@ -66,12 +66,12 @@ def test_no_program_does_less_than_its_floor(name):
     params = jax.eval_shape(system.init, jax.random.key(0))
     batch = {
         "data": jax.ShapeDtypeStruct((1, *config.data_shape), "float32"),
-        "label": jax.ShapeDtypeStruct((1,), "int32"),
+        "condition": jax.ShapeDtypeStruct((1,), "int32"),
         "step": jax.ShapeDtypeStruct((), "int32"),
     }
 
     def loss(params, batch):
-        return system.loss(params, batch, jax.random.key(0))[0]
+        return system.loss(params, {}, batch, jax.random.key(0))[0]
 
     done = count_operations(jax.make_jaxpr(jax.grad(loss))(params, batch))
     least = floors.least(config, "train")

@@ -9,12 +9,14 @@ import pytest
 from scipy import special, stats
 
 from jaxar.core import plan
+from jaxar.core.condition import Label
+from jaxar.core.known import Known
 from jaxar.core.random import Draws
 from jaxar.flow.guidance import Guidance, Guide, share_of
-from jaxar.heads.base import Known, Turn
+from jaxar.heads.base import Turn
 from jaxar.heads.categorical import Categorical, Choosing, top_k, top_p
 from jaxar.nn.module import bind
-from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
 from jaxar.systems.image.var import VAR
@@ -22,7 +24,7 @@ from jaxar.tokenizers.adapters.features import FeatureMap
 from jaxar.tokenizers.quantizers.residual import MultiScaleQuantizer
 from jaxar.tokenizers.quantizers.vector import VectorQuantizer
 from jaxar.tokenizers.tokens import Codes
-from tests.given import Given, sample_given
+from tests.given import Given, loss_given, sample_given
 
 LEVELS = (1, 2, (2, 3), (3, 4))
 SCALES = plan.scale((3, 4), sizes=LEVELS)
@@ -192,13 +194,15 @@ def system(request):
     entities = Codes(FeatureMap(), quantizer, SCALES)
     make = functools.partial(network, request.param)
     template = jax.eval_shape(make, KEY)
-    return System(template, make, Shifted(entities, CLASSES), CLASSES, 0.1, (3, 4, CHANNELS))
+    return System(template, make, Shifted(entities), Label(CLASSES, 0.1), (3, 4, CHANNELS))
 
 
 def network(kind, key):
     options = dict(cosine=kind != "plain", shared_modulation=kind == "shared", gate_init=0.5)
-    backbone = VAR(SCALES, CHANNELS, CLASSES, width=WIDTH, depth=2, heads=2, **options, key=key)
-    return Network(backbone, Categorical(SCALES, WIDTH, VOCABULARY, key=key))
+    backbone = VAR(
+        SCALES, CHANNELS, Label(CLASSES), width=WIDTH, depth=2, heads=2, **options, key=key
+    )
+    return BackboneWithHead(backbone, Categorical(SCALES, WIDTH, VOCABULARY, key=key))
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +275,7 @@ def test_codes_of_data_are_what_the_loss_is_of(system, params):
     made = bind(system.network, params)
     hidden, _ = made.backbone(system.entities.inputs(codes), labels, SCALES.layout())
     expected = made.head.loss(hidden, codes, (), SCALES).mean()
-    np.testing.assert_allclose(system.loss_of(params, codes, labels, ()), expected, rtol=1e-6)
-    batch = {"data": data, "label": labels}
-    found, _ = jax.jit(system.loss)(params, batch, KEY)
+    np.testing.assert_allclose(loss_given(system, params, codes, labels, ()), expected, rtol=1e-6)
+    batch = {"data": data, "condition": labels}
+    found, _ = jax.jit(system.loss)(params, {}, batch, KEY)
     assert np.isfinite(found)

@@ -129,8 +129,8 @@ def test_prediction_is_causal_by_gradient(name, context):
     model = bind(system.network, params)
 
     def predictions(tokens):
-        noised, _ = system.context.flow.prepare(tokens, FlowNoise(times, noise), plan)
-        seen, seen_times, layout = system.context.inputs(tokens, noised, times)
+        noised, _ = system.scheme.flow.prepare(tokens, FlowNoise(times, noise), plan)
+        seen, seen_times, layout = system.scheme.inputs(tokens, noised, times)
         out = model(seen, seen_times, jnp.zeros(1, int), layout)[0]
         out = out[0, -plan.tokens :]
         return jnp.stack([jnp.abs(out[plan.entity == i]).sum() for i in range(plan.entities)])
@@ -153,8 +153,8 @@ def test_teacher_forcing_equals_noisy_context_where_the_past_is_clean():
     model, labels, own = bind(noisy.network, params), jnp.zeros(2, int), plan.entity == last
     outputs = []
     for system in (noisy, clean):
-        noised, target = system.context.flow.prepare(tokens, FlowNoise(times, noise), plan)
-        seen, seen_times, layout = system.context.inputs(tokens, noised, times)
+        noised, target = system.scheme.flow.prepare(tokens, FlowNoise(times, noise), plan)
+        seen, seen_times, layout = system.scheme.inputs(tokens, noised, times)
         out = model(seen, seen_times, labels, layout)[0]
         outputs.append(out[:, -plan.tokens :][:, own])
         np.testing.assert_allclose(target, noise - tokens, atol=1e-6)

@@ -11,8 +11,10 @@ from jax import lax
 from benchmarks import floors
 from benchmarks.counting import operations
 from jaxar import config as configs
+from jaxar.core import visibility
 from jaxar.core.padding import needed
-from jaxar.nn.attention import attend
+from jaxar.core.visibility import Visibility
+from jaxar.nn.attention import MOST, attend
 from jaxar.nn.conv import convolve
 
 
@@ -215,46 +217,68 @@ def queries(n, heads=3, head=4):
     return (shape(2, n, heads, head),) * 3
 
 
-@pytest.mark.parametrize("mask", ["causal", "blocks", "traced"])
-def test_attention_costs_its_visible_pairs(mask):
-    places = np.arange(6)
-    masks = {
-        "causal": places[:, None] >= places,
-        "blocks": places[:, None] // 2 == places // 2,
-    }
+FORWARD = 2 * 2 * 2 * 3 * 4
+"""For a visible pair: two products, a multiply and an add, two examples, heads, their width."""
+
+
+def visible(rule, n, array=np.asarray):
+    places = (array(np.arange(n)),)
+    return Visibility(rule, places, places)
+
+
+RULES = {
+    "causal": (visibility.causal, 21),
+    "window": (visibility.window([1]), 6 + 5 + 5),
+    "pairs": (lambda q, k: q[0] // 2 == k[0] // 2, 12),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_attention_costs_its_visible_pairs(rule, array):
+    rule, pairs = RULES[rule]
 
     def run(q, k, v):
-        if mask == "traced":
-            place = jnp.arange(6)
-            return attend(q, k, v, place[:, None] >= place, way="dense")
-        return attend(q, k, v, masks[mask], way="dense")
+        return attend(q, k, v, visible(rule, 6, array), way="dense")
 
-    pairs = {"causal": 21, "blocks": 12, "traced": 21}[mask]
-    forward = 2 * 2 * 2 * 3 * 4 * pairs  # two products, a multiply and an add, batch, heads, size
-    assert operations(run, *queries(6)) == forward
+    assert operations(run, *queries(6)) == FORWARD * pairs
     gradient = jax.grad(lambda *x: jnp.square(run(*x)).sum(), (0, 1, 2))
-    assert operations(gradient, *queries(6)) == 3 * forward
+    assert operations(gradient, *queries(6)) == 3 * FORWARD * pairs
+
+
+def test_long_attention_says_its_visible_pairs():
+    n = 8192
+
+    def loss(q, k, v):
+        return attend(q, k, v, visible(visibility.causal, n), way="dense").sum()
+
+    assert n * n > MOST
+    found = operations(jax.grad(loss, (0, 1, 2)), *queries(n))
+    assert found == pytest.approx(3 * FORWARD * n * (n + 1) / 2, rel=1e-6)
 
 
 def test_a_mask_may_change_from_turn_to_turn():
     def run(q, k, v):
         def body(total, i):
-            y = attend(q + total, k, v, (jnp.arange(6) <= i)[None], way="dense")
+            written = jnp.broadcast_to(i, 6)
+            sees = Visibility(visibility.started, (written,), (np.arange(6) - 1,))
+            y = attend(q + total, k, v, sees, way="dense")
             return total + y.sum(), None
 
         return lax.scan(body, 0.0, jnp.arange(6))[0]
 
-    assert operations(run, *queries(6)) == 2 * 2 * 2 * 3 * 4 * 6 * 21
+    assert operations(run, *queries(6)) == FORWARD * 6 * 21
 
 
 def test_dropout_hides_nothing_and_shows_nothing():
-    mask, key = np.tri(6, dtype=bool), jax.eval_shape(jax.random.key, 0)
+    key = jax.eval_shape(jax.random.key, 0)
 
     def loss(q, k, v, key):
-        return jnp.square(attend(q, k, v, mask, rate=0.5, key=key, way="dense")).sum()
+        sees = visible(visibility.causal, 6)
+        return jnp.square(attend(q, k, v, sees, rate=0.5, key=key, way="dense")).sum()
 
     gradient = jax.grad(loss, (0, 1, 2))
-    assert operations(gradient, *queries(6), key) == 3 * 2 * 2 * 2 * 3 * 4 * 21
+    assert operations(gradient, *queries(6), key) == 3 * FORWARD * 21
 
 
 def test_a_padded_program_says_what_it_needs():

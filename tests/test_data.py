@@ -36,7 +36,7 @@ class Noisy:
         if index in self.bad:
             raise source.BadRecord(f"file-{index}: broken")
         data = np.array([index, rng.random()], np.float32).reshape(self.shape)
-        return {"data": data, "label": np.int32(index % 5)}
+        return {"data": data, "condition": np.int32(index % 5)}
 
 
 def take(iterator, count):
@@ -53,7 +53,7 @@ def read(*args, count, **more):
 def same(a, b):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys() == {"data", "label"}
+        assert x.keys() == y.keys() == {"data", "condition"}
         for key in x:
             np.testing.assert_array_equal(x[key], y[key])
             assert x[key].dtype == y[key].dtype and type(x[key]) is np.ndarray
@@ -69,7 +69,7 @@ def numbers(batches):
 def test_batches_are_a_function_of_the_step():
     whole = read(Noisy(23), batch_size=8, seed=3, count=12)
     assert whole[0]["data"].shape == (8, 1, 2, 1) and whole[0]["data"].dtype == np.float32
-    assert whole[0]["label"].shape == (8,) and whole[0]["label"].dtype == np.int32
+    assert whole[0]["condition"].shape == (8,) and whole[0]["condition"].dtype == np.int32
     for start in (1, 2, 5, 11):
         same(whole[start:], read(Noisy(23), batch_size=8, seed=3, start=start, count=12 - start))
     other = read(Noisy(23), batch_size=8, seed=4, count=1)
@@ -127,7 +127,7 @@ def test_draws_depend_on_the_position_alone():
 
 def test_epoch_is_once_through_in_order():
     parts = take(loader.epoch(Noisy(11), batch_size=4), None)
-    assert [len(b["label"]) for b in parts] == [4, 4, 3]
+    assert [len(b["condition"]) for b in parts] == [4, 4, 3]
     np.testing.assert_array_equal(numbers(parts), np.arange(11))
     data, labels = loader.whole(Noisy(11), batch_size=4)
     np.testing.assert_array_equal(data[:, 0, 0, 0], np.arange(11))
@@ -413,7 +413,7 @@ def test_latent_folder(cache):
         expected = file["moments"].transpose(1, 2, 0)
     record = straight.read(5, np.random.default_rng(0))
     np.testing.assert_array_equal(record["data"], expected)
-    assert record["label"] == 1 and record["data"].dtype == np.float32
+    assert record["condition"] == 1 and record["data"].dtype == np.float32
     drawn = {np.sign(data.read(0, np.random.default_rng(i))["data"][0, 0, 0]) for i in range(20)}
     assert drawn == {-1, 1}
 
@@ -465,7 +465,7 @@ def test_latent_records_round_trip(tmp_path, dtype, mirrored):
     for i in range(10):
         record = data.read(i, np.random.default_rng(i))
         np.testing.assert_array_equal(np.abs(record["data"]), np.full((3, 2, 4), i + 1.25))
-        assert record["label"] == i % 3 and record["data"].dtype == np.float32
+        assert record["condition"] == i % 3 and record["data"].dtype == np.float32
         signs.add(float(np.sign(record["data"][0, 0, 0])))
     assert signs == ({-1, 1} if mirrored else {1})
 
@@ -559,7 +559,7 @@ def test_glyphs(size, channels):
         first, again = (data.read(i, np.random.default_rng(s)) for s in range(2))
         x = first["data"]
         np.testing.assert_array_equal(x, again["data"])
-        assert x.shape == data.shape and x.dtype == np.float32 and first["label"] == i % 62
+        assert x.shape == data.shape and x.dtype == np.float32 and first["condition"] == i % 62
         assert x.min() == -1 and -0.5 < x.max() <= 1
         rim = np.concatenate([x[0].ravel(), x[-1].ravel(), x[:, 0].ravel(), x[:, -1].ravel()])
         assert (rim == -1).mean() > 0.7  # the symbol lies inside
@@ -626,7 +626,7 @@ def test_tfds_reads_array_record(prepared):
     assert len(data) == 5 and data.num_classes == 3 and data.labels() is None
     for i in range(5):
         record = data.read(i, np.random.default_rng(i))
-        assert record["data"].shape == (8, 8, 3) and record["label"] == (0, 1, 2, 0, 1)[i]
+        assert record["data"].shape == (8, 8, 3) and record["condition"] == (0, 1, 2, 0, 1)[i]
         np.testing.assert_allclose(record["data"][0, 0], (i * 0.4 - 1, -1, 1), atol=1e-6)
     whole = read(data, batch_size=4, seed=1, count=3)
     same(whole[1:], read(data, batch_size=4, seed=1, start=1, count=2))

@@ -11,7 +11,7 @@ from jaxar.flow.diffusion import Diffusion
 from jaxar.flow.guidance import Guidance, Guide
 from jaxar.heads.base import Turn
 from jaxar.heads.diffusion import Denoising, DiffusionHead
-from jaxar.nn.transformer import Compute
+from jaxar.nn.compute import Compute
 
 CHAINS = [Diffusion(1000).respaced(12), Diffusion(40).respaced(40), Diffusion(40).respaced(2)]
 

@@ -12,7 +12,7 @@ from scipy import stats
 from jaxar.flow.guidance import Guidance, Guide, guided, share_of
 from jaxar.flow.path import Cosine, Linear
 from jaxar.flow.solver import SOLVERS, euler, euler_maruyama, heun, midpoint, multistep
-from jaxar.flow.time import LogitNormal, Shifted, Uniform, stochastic_grid, uniform_grid
+from jaxar.flow.time import LogitNormal, ShiftedUniform, Uniform, stochastic_grid, uniform_grid
 
 TIMES = [0.1, 0.35, 0.5, 0.9]
 
@@ -95,9 +95,9 @@ def unshift(t, shift):
         (Uniform(), lambda t: t),
         (LogitNormal(), lambda t: stats.norm.cdf(np.log(t / (1 - t)))),
         (LogitNormal(-0.7, 0.5), lambda t: stats.norm.cdf(np.log(t / (1 - t)), -0.7, 0.5)),
-        (Shifted(), lambda t: t),
-        (Shifted(3.0), lambda t: unshift(t, 3.0)),
-        (Shifted(0.4), lambda t: unshift(t, 0.4)),
+        (ShiftedUniform(), lambda t: t),
+        (ShiftedUniform(3.0), lambda t: unshift(t, 3.0)),
+        (ShiftedUniform(0.4), lambda t: unshift(t, 0.4)),
     ],
 )
 def test_times_follow_their_law(law, cdf):
@@ -110,7 +110,7 @@ def test_times_follow_their_law(law, cdf):
     assert distance < 2 / math.sqrt(count)  # a right law fails this once in 1,500 keys
 
 
-@pytest.mark.parametrize("make", [lambda: LogitNormal(0.0, 0.0), lambda: Shifted(-2.0)])
+@pytest.mark.parametrize("make", [lambda: LogitNormal(0.0, 0.0), lambda: ShiftedUniform(-2.0)])
 def test_a_law_refuses_what_is_not_above_zero(make):
     with pytest.raises(ValueError, match=r"above 0, not (0\.0|-2\.0)"):
         make()

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 from jaxar.core import plan
-from jaxar.core.plan import Layout
+from jaxar.core.condition import Label
+from jaxar.core.known import Known
 from jaxar.core.random import Draws
+from jaxar.core.visibility import Layout
 from jaxar.flow.guidance import Guidance, Guide, share_of
 from jaxar.flow.path import Linear
 from jaxar.flow.time import Uniform, two_part_grid
-from jaxar.heads.base import Known, Turn
+from jaxar.heads.base import Turn
 from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.heads.flow_network import FlowNetwork
+from jaxar.nn.compute import Compute
 from jaxar.nn.module import bind, params_of
-from jaxar.nn.transformer import Compute
-from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
 from jaxar.systems.image.flowar import FlowAR
@@ -43,8 +45,8 @@ EVERY_PLAN = pytest.mark.parametrize("name", PLANS)
 
 def made(entities, cross, key):
     trunk, head = jax.random.split(key)
-    return Network(
-        FlowAR(entities, CHANNELS, CLASSES, width=HIDDEN, depth=(1, 2), heads=2, key=trunk),
+    return BackboneWithHead(
+        FlowAR(entities, CHANNELS, Label(CLASSES), width=HIDDEN, depth=(1, 2), heads=2, key=trunk),
         FlowNetwork(
             entities,
             HIDDEN,
@@ -65,8 +67,8 @@ def system_of(name, cross):
     entities = PLANS[name]
     make = functools.partial(made, entities, cross)
     template = jax.eval_shape(make, jax.random.key(0))
-    context = Shifted(Latents(Patch(), entities, CHANNELS), CLASSES)
-    system = System(template, make, context, CLASSES, 0.1, (*entities.grid, CHANNELS))
+    scheme = Shifted(Latents(Patch(), entities, CHANNELS))
+    system = System(template, make, scheme, Label(CLASSES, 0.1), (*entities.grid, CHANNELS))
     leaves, tree = jax.tree.flatten(system.init(jax.random.key(1)))
     keys = jax.random.split(jax.random.key(2), len(leaves))
     moved = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]

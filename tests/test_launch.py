@@ -433,16 +433,19 @@ def test_the_real_programs_are_compiled():
     assert not costs.unknown
 
 
-def test_zeros_stand_for_an_autoencoder_that_a_loss_needs():
-    config = shrunk("var_d16")
-    system = programs.complete(setup.prepare(config, training=True, devices=jax.devices()[:1]))
-    batch = dict(data=jnp.zeros((2, *system.shape)), label=jnp.zeros(2, int), step=0)
+def test_an_autoencoder_that_a_loss_needs_is_an_argument_of_its_shapes():
+    ready = setup.prepare(shrunk("var_d16"), training=True, devices=jax.devices()[:1])
+    system, frozen = ready.system, programs.frozen_shapes(ready)
+    batch = dict(data=jnp.zeros((2, *system.shape)), condition=jnp.zeros(2, int), step=0)
 
-    def loss(params, batch):
-        return system.loss(params, batch, jax.random.key(0))[0]
+    def loss(params, frozen, batch):
+        return system.loss(params, frozen, batch, jax.random.key(0))[0]
 
     params = jax.eval_shape(system.init, jax.random.key(0))
-    assert jax.eval_shape(loss, params, batch).shape == ()
+    assert jax.eval_shape(loss, params, frozen, batch).shape == ()
+    codebook = frozen["autoencoder"]["quantizer"]["quantizer"]["codebook"]
+    constants = jax.make_jaxpr(loss)(params, frozen, batch).consts
+    assert all(np.size(constant) < codebook.size for constant in constants)
 
 
 def test_what_cannot_be_sampled_is_refused():
@@ -550,7 +553,7 @@ def test_meshes_may_split_a_dimension_of_the_torus():
 from launch.compile import environment
 environment()
 import numpy as np
-from jaxar import sharding
+from jaxar.parallel import sharding
 from launch import chips, programs
 for name in ("v5e:16x16", "v5p:4x4x8", "2 x v6e:8x8"):
     topology = chips.parse_topology(name)

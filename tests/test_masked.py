@@ -10,16 +10,16 @@ import pytest
 
 from jaxar.assembly import build_settings
 from jaxar.core import plan
+from jaxar.core.known import Known
 from jaxar.core.plan import unmasking
 from jaxar.core.random import Draws
-from jaxar.heads.base import Known
 from jaxar.heads.diffusion import Denoising
 from jaxar.nn.module import bind
-from jaxar.schemes.base import Request, Settings
+from jaxar.schemes.base import Settings
 from jaxar.schemes.masked import Masked
 from jaxar.tokenizers.adapters.moments import Moments
 from jaxar.tokenizers.tokens import Latents
-from tests.given import Given, sample_given
+from tests.given import Given, loss_given, sample_given
 from tests.shrink import system_and_params
 
 
@@ -100,20 +100,20 @@ def test_the_loss_is_the_mean_over_masked_tokens(setting):
     system, params = setting
     tokens, labels, _ = batch_of(system)
     network = bind(system.network, params)
-    noise = system.context.noise(network, jax.random.key(3), tokens)
+    noise = system.scheme.noise(network, jax.random.key(3), tokens)
     kept = system.plan.tokens - int(noise.masked)
     hidden = network.backbone(tokens, labels, noise.order, kept, kept)
     each = network.head.loss(hidden, tokens, noise.head, system.plan)
     masked = np.stack([each[i, noise.order[i, kept:]] for i in range(2)])
-    loss = system.loss_of(params, tokens, labels, noise)
+    loss = loss_given(system, params, tokens, labels, noise)
     np.testing.assert_allclose(loss, masked.mean(), rtol=1e-5)
 
 
 def test_every_share_of_masked_tokens_is_one_program(setting):
     system, params = setting
     tokens, labels, _ = batch_of(system)
-    noise = system.context.noise(bind(system.network, params), jax.random.key(3), tokens)
-    loss = jax.jit(system.loss_of)
+    noise = system.scheme.noise(bind(system.network, params), jax.random.key(3), tokens)
+    loss = jax.jit(functools.partial(loss_given, system))
     numbers = [jnp.asarray(n, jnp.int32) for n in (16, 12, 8)]
     loss(params, tokens, labels, noise._replace(masked=numbers[0]))
     compiled = compilations()
@@ -130,7 +130,7 @@ def test_the_share_of_masked_tokens(setting, lowest, deviation):
 
     system, _ = setting
     tokens = plan.token((4, 8))
-    context = Masked(Latents(Moments(1.0), tokens, 2), 3, lowest, deviation)
+    context = Masked(Latents(Moments(1.0), tokens, 2), lowest, deviation)
     network = bind(system.network, setting[1])
     data = jnp.zeros((1, 32, 2))
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -151,9 +151,9 @@ def test_the_share_of_masked_tokens(setting, lowest, deviation):
 @pytest.mark.parametrize("wrong", [{"lowest": 0.0}, {"lowest": 1.0}, {"deviation": 0.0}])
 def test_shares_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="lowest"):
-        Masked(Latents(Moments(1.0), plan.token((2, 2)), 2), 3, **wrong)
+        Masked(Latents(Moments(1.0), plan.token((2, 2)), 2), **wrong)
     with pytest.raises(ValueError, match="plan=token"):
-        Masked(Latents(Moments(1.0), plan.image((2, 2)), 2), 3)
+        Masked(Latents(Moments(1.0), plan.image((2, 2)), 2))
 
 
 # The walk.
@@ -290,7 +290,9 @@ def test_known_tokens_are_kept_and_revealed_first(setting):
     @jax.jit
     def sample(values):
         settings = settings_of(n, steps=2)
-        request = Request(labels, 2.0, Draws(keys), settings, Known(values, mask))
+        request = request_for(
+            system.condition, labels, 2.0, Draws(keys), settings, Known(values, mask)
+        )
         return system.sample_tokens(params, request)
 
     np.testing.assert_array_equal(sample(values)[mask], values[mask])

@@ -24,8 +24,8 @@ from tests.shrink import arrays, shrunk, system_and_params
 def batch_of(config, count):
     source = arrays(config, count)
     rows = [source.read(i, np.random.default_rng(i)) for i in range(count)]
-    labels = jnp.asarray([row["label"] for row in rows], jnp.int32)
-    return {"data": jnp.asarray(np.stack([row["data"] for row in rows])), "label": labels}
+    labels = jnp.asarray([row["condition"] for row in rows], jnp.int32)
+    return {"data": jnp.asarray(np.stack([row["data"] for row in rows])), "condition": labels}
 
 
 def trained(memory, mesh, *overrides, count=3):
@@ -40,9 +40,9 @@ def trained(memory, mesh, *overrides, count=3):
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.jit(init, out_shardings=state_shardings(shapes, mesh, memory))(jax.random.key(0))
     batch = jax.device_put(batch_of(config, 8), sharding.batch_sharding(mesh))
-    compiled = steps.compile_step(step, state, batch, mesh, memory)
+    compiled = steps.compile_step(step, state, {}, batch, mesh, memory)
     for _ in range(count):
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, {}, batch)
     return state, metrics
 
 
@@ -164,7 +164,7 @@ def test_a_run_goes_on_and_is_read_whatever_it_keeps(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         changed = config.copy_and_resolve_references().unlock()
         changed.steps = steps
-        return fit(ready.system, arrays(config), changed, folder, ready.mesh, lambda *_: None)
+        return fit(ready.system, {}, arrays(config), changed, folder, ready.mesh, lambda *_: None)
 
     (tmp_path / "config.json").write_text(configs.to_json(config))
     state = run(tmp_path, 4)

@@ -12,7 +12,7 @@ from jaxar import config as configs
 from jaxar import main, tree
 from jaxar.assembly import build_system
 from jaxar.config import ConfigError
-from jaxar.core.keys import key_for
+from jaxar.core.random import key_for
 from jaxar.nn import layers
 from jaxar.nn.module import bind, params_of
 from jaxar.parallel import axes, sharding
@@ -146,7 +146,7 @@ def test_slices_are_the_outermost_axis():
 def test_the_rows_of_a_process_are_those_of_its_devices():
     mesh = sharding.make_mesh(dict(slices=2, data=1, fsdp=2, tensor=2))
     np.testing.assert_array_equal(sharding.rows_here(mesh, 8), np.arange(8))
-    batch = {"data": np.arange(16.0).reshape(8, 2), "label": np.arange(8)}
+    batch = {"data": np.arange(16.0).reshape(8, 2), "condition": np.arange(8)}
     whole = sharding.spread(mesh, 8)(batch)
     assert whole["data"].sharding.shard_shape((8, 2)) == (2, 2)
     for name, value in batch.items():
@@ -203,7 +203,7 @@ def system_of(name, folder, mesh=ONE):
     config = with_autoencoder(small(name, *sizes), folder / "autoencoder")
     ready = setup.prepare(config)
     autoencoder = loading.load_autoencoder(config, ready)
-    return config, loading.attached(ready.system, autoencoder), autoencoder
+    return config, ready.system, autoencoder
 
 
 def noised(params):
@@ -249,11 +249,11 @@ def test_the_kernel_of_attention_serves_a_whole_network_on_a_mesh():
     source = arrays(config, 4)
     rows = [source.read(i, np.random.default_rng(i)) for i in range(4)]
     batch = {"data": np.stack([r["data"] for r in rows])}
-    batch["label"] = np.array([r["label"] for r in rows], np.int32)
+    batch["condition"] = np.array([r["condition"] for r in rows], np.int32)
 
     def found(system, sizes):
         mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
-        loss = lambda params, batch: system.loss(params, batch, key_for("train", 3))[0]  # noqa: E731
+        loss = lambda params, batch: system.loss(params, {}, batch, key_for("train", 3))[0]  # noqa: E731
         return differentiated(loss, params, batch, mesh)
 
     one, many = found(dense, ONE), found(kernel, dict(data=1, fsdp=2, tensor=2))
@@ -297,15 +297,17 @@ def slow_but(systems, *quick):
     slow_but(SYSTEMS + AUTOENCODERS, ("xar_digits", (2, 2, 2))),
 )
 def test_loss_and_gradients_are_those_of_one_device(name, sizes, tmp_path):
-    config, system, _ = system_of(name, tmp_path)
+    config, system, autoencoder = system_of(name, tmp_path)
+    frozen = {"autoencoder": autoencoder.params} if system.frozen else {}
     params = noised(system.init(jax.random.key(0)))
     source = arrays(config, 8)
     rows = [source.read(i, np.random.default_rng(i)) for i in range(8)]
-    labels = np.array([r["label"] for r in rows], np.int32)
-    batch = {"data": np.stack([r["data"] for r in rows]), "label": labels}
+    labels = np.array([r["condition"] for r in rows], np.int32)
+    batch = {"data": np.stack([r["data"] for r in rows]), "condition": labels}
 
     def loss(params, batch):
-        return system.loss(params, {**batch, "step": jnp.int32(9)}, key_for("train", 3))[0]
+        step = {"step": jnp.int32(9)}
+        return system.loss(params, frozen, {**batch, **step}, key_for("train", 3))[0]
 
     require_same(loss, params, batch, sizes)
 

@@ -12,14 +12,16 @@ import pytest
 
 from jaxar import system
 from jaxar.assembly import build_system
-from jaxar.core.plan import Layout, cell, scale
+from jaxar.core.plan import cell, scale
+from jaxar.core.visibility import Layout, Visibility, causal, from_mask, present
 from jaxar.nn import layers, module
 from jaxar.nn.attention import Attention, Past, attend
+from jaxar.nn.compute import PLAIN, Compute, Dropout, Pass
 from jaxar.nn.dropout import dropout, words
 from jaxar.nn.kernel import bands
 from jaxar.nn.module import bind, params_of, stack
 from jaxar.nn.rope import rotary_table, rotate
-from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Pass, Transformer
+from jaxar.nn.transformer import Block, Transformer
 from jaxar.parallel.sharding import make_mesh
 from jaxar.runs.model import Model, sampler
 from jaxar.tree import nest, paths
@@ -298,7 +300,7 @@ def test_a_head_that_axes_do_not_divide_is_refused(axes, features):
 def test_attention_is_its_loops(masked):
     q, k, v = normal(0, 2, 3, 2, 4), normal(1, 2, 5, 2, 4), normal(2, 2, 5, 2, 4)
     mask = np.tril(np.ones((3, 5), bool), 1) if masked else None
-    out = np.asarray(attend(q, k, v, mask))
+    out = np.asarray(attend(q, k, v, mask if mask is None else from_mask(mask)))
     for b, n, h in np.ndindex(2, 3, 2):
         seen = [m for m in range(5) if mask is None or mask[n, m]]
         weight = np.exp([float(q[b, n, h] @ k[b, m, h]) / 2 for m in seen])
@@ -316,7 +318,7 @@ def test_the_gradient_of_attention_is_that_of_a_softmax(size):
         return jnp.sum(jnp.einsum("bknm,bmke->bnke", jax.nn.softmax(logits), v) ** 2)
 
     def ours(q, k, v):
-        return jnp.sum(attend(q, k, v, mask) ** 2)
+        return jnp.sum(attend(q, k, v, from_mask(mask)) ** 2)
 
     for found, wanted in zip(
         *(jax.grad(f, (0, 1, 2))(q, k, v) for f in (ours, by_softmax)), strict=True
@@ -344,7 +346,7 @@ def test_the_kernel_is_the_dense_way_with_the_same_weights_left_out(sizes, rate)
 
     def found(way):
         def value(*qkv):
-            out = attend(*qkv, mask, rope=rope, rate=rate, key=key(5), way=way)
+            out = attend(*qkv, from_mask(mask), rope=rope, rate=rate, key=key(5), way=way)
             return (out * slope).sum(), out
 
         return jit(jax.grad(value, (0, 1, 2), has_aux=True))(q, k, v)
@@ -363,28 +365,28 @@ def test_the_kernel_looks_back_as_the_dense_way(earlier, mesh):
     """Earlier tokens are joined in the kernel, or before it where they do not fill vectors."""
     q, k, v = (normal(i, 4, 8, 2, 64) for i in range(3))
     past = Past(normal(3, 3, 4, earlier, 128), normal(4, 3, 4, earlier, 128), jnp.int32(1))
-    mask = jnp.arange(earlier + 8)[None] >= 3
+    sees = Visibility(present, (np.zeros(8, int),), (jnp.arange(earlier + 8) >= 3,))
     rope = table([[i, 2 * i] for i in range(8)], 64)
 
     def found(way):
-        return jax.jit(lambda *qkv: attend(*qkv, mask, rope=rope, past=past, way=way))(q, k, v)
+        return jax.jit(lambda *qkv: attend(*qkv, sees, rope=rope, past=past, way=way))(q, k, v)
 
     dense = found("dense")
     others = past._replace(layer=jnp.int32(2))
-    assert not np.allclose(dense, attend(q, k, v, mask, rope=rope, past=others, way="dense"))
+    assert not np.allclose(dense, attend(q, k, v, sees, rope=rope, past=others, way="dense"))
     with jax.set_mesh(meshed(mesh)) if mesh else contextlib.nullcontext():
         close(found("kernel"), dense)
 
 
 def test_queries_look_at_whole_vectors_of_keys_up_to_the_last_they_see():
     cells = np.repeat(np.arange(4), 64)
-    causal = cells[:, None] >= cells
-    assert bands(causal, 256, 256) == ((0, 128, 128), (128, 256, 256))
-    assert bands(np.ones((1, 256), bool), 256, 256) == ((0, 256, 256),)
-    assert bands(np.tril(np.ones((300, 300), bool)), 300, 300) == (
+    blocks = Visibility(causal, (cells,), (cells,))
+    assert bands(blocks, 256, 256) == ((0, 128, 128), (128, 256, 256))
+    assert bands(from_mask(np.ones((256, 256), bool)), 256, 256) == ((0, 256, 256),)
+    assert bands(from_mask(np.tril(np.ones((300, 300), bool))), 300, 300) == (
         *((0, 128, 128), (128, 256, 256), (256, 300, 300)),
     )
-    assert bands(None, 8, 24) == bands(jnp.ones((8, 24), bool), 8, 24) == ((0, 8, 24),)
+    assert bands(None, 8, 24) == bands(from_mask(jnp.ones((8, 24), bool)), 8, 24) == ((0, 8, 24),)
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 1, 4), (3, 1, 2)], ids=str)
@@ -394,7 +396,7 @@ def test_the_kernel_is_the_same_on_every_mesh(mesh):
     A mask of one row, as that of an encoder's room, is of all queries.
     """
     qkv = [normal(i, 4, 8, 4, 16) for i in range(3)]
-    seen = np.arange(8)[None] < 6
+    seen = Visibility(present, (np.zeros(8, int),), (np.arange(8) < 6,))
 
     def value(way, *qkv):
         return (attend(*qkv, seen, rate=0.3, key=key(5), way=way) ** 2).sum()
@@ -442,7 +444,7 @@ def inputs(layout, batch=2):
 
 def run(model, plan, layout, x, condition, *, cache=None, key=None, compute=PLAIN, **more):
     rope = rope_of(plan)[:, layout.place]
-    shared = Pass(layout.sizes, rope, layout.mask, compute, **more)
+    shared = Pass(layout.sizes, rope, layout.sees, compute, **more)
     return model(x, condition, shared, cache=cache, key=key)
 
 
@@ -458,9 +460,10 @@ def test_gradients_reach_exactly_what_the_mask_allows(plan, streams):
         return run(model, plan, layout, *both)[0][0] @ probe
 
     from_tokens, from_conditions = (jnp.abs(s).sum((1, 3)) for s in slopes((x, condition)))
-    np.testing.assert_array_equal(from_tokens > 0, layout.mask)
+    mask = np.asarray(layout.sees.dense())
+    np.testing.assert_array_equal(from_tokens > 0, mask)
     segments = np.cumsum([0, *layout.sizes[:-1]])
-    np.testing.assert_array_equal(from_conditions > 0, layout.mask[:, segments])
+    np.testing.assert_array_equal(from_conditions > 0, mask[:, segments])
 
 
 @over_plans
@@ -533,7 +536,7 @@ def test_products_are_computed_again_only_where_whole_blocks_are():
     [
         (dict(remat="all"), "remat must be one of none, projections, branches, blocks, not 'all'"),
         (dict(dtype="float16"), "dtype must be one of float32, bfloat16"),
-        (dict(attention="flash"), "attention must be one of auto, dense, kernel"),
+        (dict(attention="flash"), "attention must be one of auto, dense, blocked, kernel"),
         (dict(unroll=0), "unroll must be at least 1 layer, not 0"),
     ],
 )
@@ -542,7 +545,7 @@ def test_a_way_to_compute_that_is_not_known_is_refused(arguments, message):
         Compute(**arguments)
 
 
-def test_dropout_acts_where_a_key_is_given():
+def test_dropout_acts_where_a_key_is_from_mask():
     model, layout = transformer(1), CELLS.layout()
     x, condition = inputs(layout)
     plain = jit(lambda x: run(model, CELLS, layout, x, condition)[0])(x)
@@ -564,8 +567,12 @@ def test_bfloat16_blocks_keep_norms_and_the_sum_over_layers_in_float32():
         return run(model, CELLS, layout, x, condition, collect=True, compute=Compute(dtype))
 
     low = functools.partial(call, dtype="bfloat16")
-    out, (k, v) = jit(low)(x)
-    assert [out.dtype, k.dtype, v.dtype] == [jnp.float32, jnp.bfloat16, jnp.bfloat16]
+    out, kept = jit(low)(x)
+    assert [out.dtype, kept.keys.dtype, kept.values.dtype] == [
+        jnp.float32,
+        jnp.bfloat16,
+        jnp.bfloat16,
+    ]
     exact = jit(functools.partial(call, dtype="float32"))(x)[0]
     assert 0 < jnp.abs(out - exact).max() < 0.05 * jnp.abs(exact).max()
 

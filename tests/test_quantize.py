@@ -465,14 +465,14 @@ def test_a_fused_map_comes_apart_in_its_order():
 def training(**options):
     shape = (16, 16, 1)
     options = {"discriminator_width": 8, "discriminator_layers": 2, **options}
-    return QuantizedAutoencoding(functools.partial(make, levels=(1, 2, 8)), shape, 10, **options)
+    return QuantizedAutoencoding(functools.partial(make, levels=(1, 2, 8)), shape, **options)
 
 
 def test_metrics_hold_every_term_and_add_up():
     system = training(quantization_weight=0.5)
     params = system.init(KEY)
     batch = {"data": jnp.tanh(normal(2, *system.shape))}
-    loss, metrics = jax.jit(system.loss)(params, batch, KEY)
+    loss, metrics = jax.jit(system.loss)(params, {}, batch, KEY)
     use = {f"{name}_{level}" for name in ("usage", "perplexity") for level in (1, 2, 3)}
     assert set(metrics) == {"loss", "reconstruction", "quantization"} | use
     total = metrics["reconstruction"] + 0.5 * metrics["quantization"]
@@ -484,7 +484,7 @@ def test_the_adversarial_game_is_played():
     system = training(adversarial_weight=0.5)
     params = jax.eval_shape(system.init, KEY)
     batch = {"data": jax.ShapeDtypeStruct((2, *system.shape), jnp.float32)}
-    _, metrics = jax.eval_shape(system.loss, params, batch, KEY)
+    _, metrics = jax.eval_shape(system.loss, params, {}, batch, KEY)
     assert {"generator", "discriminator", "ratio", "quantization"} <= set(metrics)
 
 
@@ -492,7 +492,7 @@ def test_images_and_weights_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="at least 0"):
         training(quantization_weight=-1.0)
     with pytest.raises(ValueError, match=r"must be \(16, 16, 1\)"):
-        QuantizedAutoencoding(functools.partial(make, levels=(1, 8)), (16, 8, 1), 10)
+        QuantizedAutoencoding(functools.partial(make, levels=(1, 8)), (16, 8, 1))
 
 
 def test_every_part_learns_and_the_loss_falls():
@@ -504,7 +504,7 @@ def test_every_part_learns_and_the_loss_falls():
 
     @jax.jit
     def step(params, state, key):
-        (_, metrics), slope = jax.value_and_grad(system.loss, has_aux=True)(params, batch, key)
+        (_, metrics), slope = jax.value_and_grad(system.loss, has_aux=True)(params, {}, batch, key)
         updates, state = optimizer.update(slope, state)
         return optax.apply_updates(params, updates), state, metrics, slope
 

@@ -1,5 +1,6 @@
 """Released weights in: a file and a config make pictures, checkpoints and folders to share."""
 
+import functools
 import json
 import sys
 import types
@@ -23,6 +24,7 @@ from jaxar.runs import load as loading
 from jaxar.runs import picture
 from jaxar.schemes.base import Settings
 from jaxar.training.loop import fit
+from jaxar.weights.files import read_state
 from tests.given import Given, sample_given
 from tests.released import GOLDENS, TINY, state_of, write_inception, write_tiny
 from tests.shrink import arrays
@@ -113,7 +115,9 @@ def test_converted_weights_are_a_run(files, model, tmp_path):
     short = ["steps=2", "checkpoint.every=1", "optimizer.warmup_steps=0", "log_every=1"]
     short += ["optimizer.base_learning_rate=1e-30", "optimizer.final_learning_rate=0"]
     config = configs.override(model.config, [*short, "sample.every=0", "data_shape=(16,16,32)"])
-    state = fit(model.system, arrays(config), config, tmp_path, model.mesh, lambda *_: None)
+    state = fit(
+        model.system, model.frozen, arrays(config), config, tmp_path, model.mesh, lambda *_: None
+    )
     assert int(state.step) == 2
     for got, began in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(model.params), strict=True
@@ -168,7 +172,10 @@ def test_names_on_the_hub(model, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_inception_serves_as_a_feature_network(tmp_path):
     path = write_inception(tmp_path)
-    features = registry.build("perceptual", {"name": "inception", "weights": str(path)})
+    network = registry.build("perceptual", {"name": "inception", "weights": str(path)})
+    with read_state(path) as state:
+        params = registry.convert(network.frozen.reader, state, network.frozen.shapes)
+    features = functools.partial(network.maps, jax.tree.map(jnp.asarray, params))
     a, b = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 1, 40, 36, 1)), jnp.float32)
     assert [m.shape[-1] for m in features(a)] == [64, 192, 288]
     assert float(perceptual_distance(features, a, a)[0]) == 0

@@ -11,7 +11,7 @@ import pytest
 from jaxar import checkpoint
 from jaxar import config as configs
 from jaxar.config import ConfigError
-from jaxar.core.keys import key_for
+from jaxar.core.random import key_for
 from jaxar.parallel import sharding
 from jaxar.runs import load as loading
 from jaxar.runs import setup
@@ -35,7 +35,7 @@ def batch_of(source, config, step=0):
     rows = [source.read(int(i), rng) for i in rng.integers(0, len(source), config.batch_size)]
     return {
         "data": jnp.asarray(np.stack([r["data"] for r in rows])),
-        "label": jnp.asarray([r["label"] for r in rows], jnp.int32),
+        "condition": jnp.asarray([r["condition"] for r in rows], jnp.int32),
     }
 
 
@@ -58,8 +58,8 @@ def test_fifty_steps_equal_a_float64_reference():
         key = jax.random.fold_in(key_for("train", config.seed), i)
         encode, _, draw, _ = jax.random.split(key, 4)
         tokens = system.entities.cut(batch["data"], encode)
-        draws.append((tokens, *system.context.noise(None, draw, tokens), batch["label"]))
-        state, metrics = step(state, batch)
+        draws.append((tokens, *system.scheme.noise(None, draw, tokens), batch["condition"]))
+        state, metrics = step(state, {}, batch)
         ours.append(float(metrics["loss"]))
 
     with jax.enable_x64(True):
@@ -113,7 +113,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(data, tmp_path, monkeypatch):
 def run(config, workdir):
     prepared = setup.prepare(config)
     workdir.mkdir(exist_ok=True)
-    return fit(prepared.system, arrays(config), config, workdir, prepared.mesh, lambda *_: None)
+    return fit(prepared.system, {}, arrays(config), config, workdir, prepared.mesh, lambda *_: None)
 
 
 @pytest.mark.slow
@@ -133,10 +133,10 @@ def test_steps_on_many_devices_are_those_of_one():
         places = sharding.shardings(jax.eval_shape(init, jax.random.key(1)), devices)
         state = jax.jit(init, out_shardings=places)(jax.random.key(1))
         batch = jax.device_put(batch_of(source, config), sharding.batch_sharding(devices))
-        compiled = compile_step(step, state, batch, devices)
+        compiled = compile_step(step, state, {}, batch, devices)
         for i in range(3):
             batch = jax.device_put(batch_of(source, config, i), sharding.batch_sharding(devices))
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, {}, batch)
         results.append((jax.device_get(metrics), jax.device_get(state.params)))
     (one, params_one), (many, params_many) = results
     np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-5)
@@ -152,12 +152,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     step = jax.jit(make_step(system, optimizer, ema=0.9, seed=0))
     good, bad = batch_of(source, config), batch_of(source, config)
     bad["data"] = bad["data"].at[0, 0, 0, 0].set(jnp.nan)
-    after, metrics = step(state, bad)
+    after, metrics = step(state, {}, bad)
     assert int(after.step) == 1 and int(metrics["skipped"]) == 1
     chex.assert_trees_all_equal(
         (state.params, state.ema, state.optimizer), (after.params, after.ema, after.optimizer)
     )
-    later, metrics = step(after, good)
+    later, metrics = step(after, {}, good)
     assert int(metrics["skipped"]) == 1 and np.isfinite(metrics["loss"])
     assert any(
         (a != b).any()
@@ -171,7 +171,7 @@ def test_a_run_of_nothing_finite_stops_with_advice(tmp_path, monkeypatch):
     source._data[:] = np.nan
     prepared = setup.prepare(config)
     with pytest.raises(DivergedError, match="learning_rate"):
-        fit(prepared.system, source, config, tmp_path, prepared.mesh, lambda *_: None)
+        fit(prepared.system, {}, source, config, tmp_path, prepared.mesh, lambda *_: None)
 
 
 @pytest.mark.parametrize("steps", [10, 100, 1001])

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxar.core.task import Frozen
 from jaxar.data.glyphs import Glyphs
 from jaxar.nn import conv
 from jaxar.nn.module import Series, bind, params_of
@@ -41,7 +42,7 @@ def template_of(**arguments):
 
 def training(shape=(16, 16, 1), **options):
     options = {"discriminator_width": 8, "discriminator_layers": 2, **options}
-    return VariationalAutoencoding(make, shape, 10, **options)
+    return VariationalAutoencoding(make, shape, **options)
 
 
 def images_of(*shape, seed=1):
@@ -236,6 +237,18 @@ def test_divergence_is_the_integral(mean, deviation):
 # Training.
 
 
+class Halves:
+    """A frozen network of one parameter, a factor that changes nothing."""
+
+    frozen = Frozen({"factor": jax.ShapeDtypeStruct((), jnp.float32)}, "none")
+
+    def maps(self, params, images):
+        return features(params["factor"] * images)
+
+
+HALVES = {"perceptual": {"factor": jnp.float32(1)}}
+
+
 def features(images):
     return [images, images[:, ::2, ::2] * jnp.arange(1.0, 1 + images.shape[-1])]
 
@@ -254,7 +267,7 @@ def game():
     system = training(
         adversarial_weight=0.5,
         perceptual_weight=1.0,
-        perceptual=features,
+        perceptual=Halves(),
         learned_variance=True,
         adversarial_start=3,
     )
@@ -264,7 +277,9 @@ def game():
     @jax.jit
     def run(step):
         batch = {"data": images, "step": step}
-        return jax.value_and_grad(system.loss, has_aux=True)(params, batch, jax.random.key(1))
+        return jax.value_and_grad(system.loss, has_aux=True)(
+            params, HALVES, batch, jax.random.key(1)
+        )
 
     return system, params, images, run
 
@@ -300,7 +315,7 @@ def test_each_player_gets_its_own_gradient(game):
     @jax.jit
     def slopes(params):
         def terms(params):
-            _, metrics = system.loss(params, {"data": images}, jax.random.key(1))
+            _, metrics = system.loss(params, HALVES, {"data": images}, jax.random.key(1))
             return jnp.stack([metrics[name] for name in ("generator", "discriminator", "ratio")])
 
         jacobian = jax.jacrev(terms)(params)

@@ -35,7 +35,11 @@ class Toy:
             "down": {"kernel": jax.random.normal(down, (4 * WIDTH, WIDTH)) / 4},
         }
 
-    def loss(self, params, batch, key):
+    @property
+    def frozen(self):
+        return {}
+
+    def loss(self, params, frozen, batch, key):
         x = batch["data"].reshape(len(batch["data"]), -1)
         hidden = dropout(jnp.tanh(x @ params["up"]["kernel"]), 0.1, key)
         loss = jnp.mean(jnp.square(hidden @ params["down"]["kernel"] - x))
@@ -145,7 +149,7 @@ def main():
     config = settings(*known.fields)
     with distributed.ending_together():
         mesh = sharding.make_mesh(config.mesh)
-        fit(Toy(), source, config, known.workdir, mesh, lambda *_: None)
+        fit(Toy(), {}, source, config, known.workdir, mesh, lambda *_: None)
         print("over", flush=True)
 
 

@@ -20,8 +20,8 @@ loop without a fixed number of turns counts once. Not counted: elementwise opera
 sorting, decompositions of matrices and solutions of linear systems.
 
 What a program computes for padding counts, unless the program says what share of it is needed
-(`jaxar.core.padding`). Masks of more than `known.LARGEST` elements count as if they hid nothing,
-and so do those that add a large finite number in place of minus infinity.
+(`jaxar.core.padding`). A mask must add minus infinity: one that adds a large finite number hides
+nothing here.
 """
 
 from typing import Any

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from benchmarks.counting.values import Value, can_miss, complete, is_key
+from jaxar.nn.attention import MOST
 
-LARGEST = 2**26
-"""Elements of the largest array that is computed."""
+LARGEST = MOST
+"""Elements of the largest array that is computed. Of masks with more, attention itself says which
+share is visible."""
 
 NUMPY: dict[str, Any] = {
     **{"add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply},

@@ -1,8 +1,13 @@
 """The X of next-X prediction: how a grid of tokens is cut into entities, and in which order.
 
-A `Plan` is static data. From it follow the block-causal mask, the positions, the two-stream layout
-of teacher forcing and the runs of the sampler, so that every other part of the program works for
-any entity: a token, a cell, a subsample, a scale, a whole image.
+A `Plan` is static data over a grid of any rank: (time,) for text, sound and series, (height, width)
+for pictures, (frames, height, width) for video. From it follow the block-causal mask, the
+positions, the two-stream layout of teacher forcing and the runs of the sampler, so that every other
+part of the program works for any entity.
+
+    block       neighbours; token, cell, row, frame, clip and image are blocks of certain shapes
+    subsample   tokens at a fixed stride: each entity is a coarse copy of the whole
+    scale       whole maps from coarse to fine
 
 Source: arXiv 2502.20388, section 3.2 (the five entities) and 3.3 (noisy context learning).
 """
@@ -11,31 +16,18 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxar.core.resize import resize_area
-from jaxar.typing import Array, Bool, Float
+from jaxar.core.visibility import Layout, Visibility, causal, teacher_forcing
+from jaxar.typing import Array, Bool, Float, Int
 
-Grid = tuple[int, int]
-
-
-class Layout(NamedTuple):
-    """What one pass of a backbone sees of a plan.
-
-    Attributes:
-      place: (n,) the tokens' places in the plan's sequence; may be traced.
-      sizes: tokens of each segment; the tokens of a segment share one time and one condition.
-      mask: (n, m) bool, True where token n attends to token m, or None where all attend to all.
-        With a cache of m - n tokens, these come first.
-    """
-
-    place: Any
-    sizes: tuple[int, ...]
-    mask: Any
+Grid = tuple[int, ...]
+"""Tokens along each axis, the slowest axis of the raster order first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +47,26 @@ class Plan:
     sizes: tuple[int, ...]
 
     def __post_init__(self):
-        tokens = sum(h * w for h, w in self.levels)
-        placed = sorted(self.index) == list(range(tokens))
+        for level in self.levels:
+            _require_tokens(level)
+        if len({len(level) for level in self.levels}) != 1:
+            raise ValueError(f"A plan needs levels of one rank, not {self.levels}.")
+        tokens = sum(map(math.prod, self.levels))
+        placed = np.array_equal(np.sort(self.index), np.arange(tokens))
         if not placed or sum(self.sizes) != tokens or min(self.sizes) < 1:
             raise ValueError(f"A plan must place each of its {tokens} tokens in one entity once.")
 
+    def __hash__(self) -> int:
+        """Returns a hash computed once: a call of a jitted function hashes its static arguments."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.levels, self.index, self.sizes))
+
     @property
     def grid(self) -> Grid:
-        """The grid (height, width) of the data."""
+        """The grid of the data."""
         return self.levels[-1]
 
     @property
@@ -91,40 +95,46 @@ class Plan:
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """(tokens, 2) row and column of each token, in units of the data's grid.
+        """(tokens, rank) coordinates of each token, in units of the data's grid.
 
         A coarser level spans the same range with larger strides, so that rotary positions of all
         levels agree.
         """
-        height, width = self.grid
+        rank = len(self.grid)
         cells = [
-            np.indices((h, w)).reshape(2, -1).T * np.array((height / h, width / w))
-            for h, w in self.levels
+            np.indices(level).reshape(rank, -1).T * (np.array(self.grid) / np.array(level))
+            for level in self.levels
         ]
         return np.concatenate(cells)[list(self.index)]
 
+    def positions_in(self, grid: Grid) -> Float[np.ndarray, "n rank"]:
+        """Returns the coordinates in units of another grid, fractional where the grids differ.
+
+        Plans of all sizes then span the range of one grid, say of the one trained on.
+
+        Raises:
+          ValueError: the grid has another rank.
+        """
+        _require_rank("A grid", grid, self.grid)
+        return self.positions * (np.array(grid) / np.array(self.grid))
+
     def layout(self) -> Layout:
         """Returns the whole sequence, block-causal: an entity sees itself and earlier ones."""
-        mask = self.entity[:, None] >= self.entity[None, :]
-        return Layout(np.arange(self.tokens), self.sizes, mask)
+        sees = Visibility(causal, (self.entity,), (self.entity,))
+        return Layout(np.arange(self.tokens), self.sizes, sees)
 
     def two_streams(self) -> Layout:
-        """Returns the layout of teacher forcing: all clean entities, then all noised ones.
-
-        A clean entity sees the clean entities up to itself; a noised one sees the clean entities
-        before it, and itself.
-        """
-        place, entity = np.arange(self.tokens), self.entity
-        query, key = entity[:, None], entity[None, :]
-        clean = np.concatenate([query >= key, np.zeros((self.tokens, self.tokens), bool)], 1)
-        noised = np.concatenate([query > key, query == key], 1)
-        return Layout(np.tile(place, 2), self.sizes * 2, np.concatenate([clean, noised]))
+        """Returns the layout of teacher forcing: all clean entities, then all noised ones."""
+        place, stream = np.tile(np.arange(self.tokens), 2), np.repeat([0, 1], self.tokens)
+        numbers = np.tile(self.entity, 2), stream
+        return Layout(place, self.sizes * 2, Visibility(teacher_forcing, numbers, numbers))
 
     def runs(self) -> list[tuple[int, int]]:
         """Returns ranges [first, last) of entities that one compiled loop can draw.
 
         The first entity stands alone, since nothing precedes it; after it, neighbours share a run
-        if they and the entity before them are of one size. Scales are all different to the program.
+        if they and the entity before them are of one size. Each scale stands alone: what one hands
+        to the next has a shape of its own.
         """
         runs = [(0, 1)]
         alike = len(self.levels) == 1
@@ -136,15 +146,24 @@ class Plan:
                 runs.append((i, i + 1))
         return runs
 
-    def cut(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
-        """Returns the tokens in the plan's order; a scale plan averages the data to each level."""
-        b, h, w, c = x.shape
-        if (h, w) != self.grid:
-            raise ValueError(f"The plan is for a grid of {self.grid}, the data has {(h, w)}.")
-        levels = [resize_area(x, grid).reshape(b, -1, c) for grid in self.levels]
+    def cut(
+        self, x: Float[Array, "b *grid c"] | Int[Array, "b *grid c"]
+    ) -> Float[Array, "b n c"] | Int[Array, "b n c"]:
+        """Returns the tokens in the plan's order; a scale plan averages the data to each level.
+
+        Raises:
+          ValueError: the data lie on another grid, or are integers, which have no average.
+        """
+        grid = x.shape[1:-1]
+        if grid != self.grid:
+            raise ValueError(f"The plan is for a grid of {self.grid}, the data has {grid}.")
+        if len(self.levels) > 1 and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"A plan of scales averages the data, which cannot be {x.dtype}.")
+        maps = (x if level == grid else resize_area(x, level) for level in self.levels)
+        levels = [level.reshape(x.shape[0], -1, x.shape[-1]) for level in maps]
         return jnp.concatenate(levels, 1)[:, np.asarray(self.index)]
 
-    def touched(self, mask: Float[Array, "b h w"]) -> Bool[Array, "b n"]:
+    def touched(self, mask: Float[Array, "b *grid"]) -> Bool[Array, "b n"]:
         """Returns which tokens a mask on a grid of any finer size touches, in the plan's order.
 
         A token of a coarse level stands for a large part of the grid, so one spot touches it.
@@ -155,11 +174,12 @@ class Plan:
         spots = resize_area(mask[..., None], self.grid) > 0
         return self.cut(spots.astype(jnp.float32))[..., 0] > 0
 
-    def paste(self, tokens: Float[Array, "b n c"]) -> Float[Array, "b h w c"]:
+    def paste(
+        self, tokens: Float[Array, "b n c"] | Int[Array, "b n c"]
+    ) -> Float[Array, "b *grid c"] | Int[Array, "b *grid c"]:
         """Returns the grid that the tokens make: the inverse of `cut` (of its last level)."""
-        height, width = self.grid
-        last = np.argsort(self.index)[-height * width :]
-        return tokens[:, last].reshape(-1, height, width, tokens.shape[-1])
+        last = np.argsort(self.index)[-math.prod(self.grid) :]
+        return tokens[:, last].reshape(-1, *self.grid, tokens.shape[-1])
 
 
 def unmasking(tokens: int, iterations: int) -> tuple[int, ...]:
@@ -181,76 +201,173 @@ def unmasking(tokens: int, iterations: int) -> tuple[int, ...]:
     return tuple(a - b for a, b in itertools.pairwise([*left, 0]))
 
 
+def block(grid: Grid, *, shape: int | Sequence[int], shuffle: int | None = None) -> Plan:
+    """Returns the plan of blocks of neighbours.
+
+    Blocks come in raster order, tokens in raster order inside their block.
+
+    Args:
+      grid: Of the data, in tokens.
+      shape: Of a block: its tokens along each axis, or one number for all axes. Each divides the
+        tokens of the grid along its axis.
+      shuffle: Seed of a random order of the entities, or None for the raster order.
+
+    Raises:
+      ValueError: the grid is empty, or a block does not divide it.
+    """
+    return _blocks("A block", grid, shape, shuffle)
+
+
 def token(grid: Grid, *, shuffle: int | None = None) -> Plan:
     """Returns the plan of single tokens in raster order."""
-    return cell(grid, height=1, width=1, shuffle=shuffle)
+    return block(grid, shape=1, shuffle=shuffle)
+
+
+def cell(grid: Grid, *, height: int, width: int, shuffle: int | None = None) -> Plan:
+    """Returns the plan of `height` x `width` blocks of a picture; xAR's choice, with 8 x 8."""
+    return _blocks("A cell", grid, (height, width), shuffle)
+
+
+def row(grid: Grid) -> Plan:
+    """Returns the plan of rows: an entity is a whole last axis."""
+    return block(grid, shape=(*[1] * (len(grid) - 1), *grid[-1:]))
+
+
+def frame(grid: Grid) -> Plan:
+    """Returns the plan of frames: an entity is all that shares one place on the first axis."""
+    return clip(grid, frames=1)
+
+
+def clip(grid: Grid, *, frames: int) -> Plan:
+    """Returns the plan of clips of `frames` frames each; see `frame`."""
+    return _blocks("A clip", grid, (frames, *grid[1:]))
 
 
 def image(grid: Grid) -> Plan:
     """Returns the plan with one entity, the whole grid: plain flow matching, as SiT or DiT."""
-    return cell(grid, height=grid[0], width=grid[1])
+    return block(grid, shape=grid)
 
 
-def cell(grid: Grid, *, height: int, width: int, shuffle: int | None = None) -> Plan:
-    """Returns the plan of `height` x `width` blocks of neighbours; xAR's choice, with 8 x 8.
-
-    Cells come in raster order, tokens in raster order inside their cell.
-
-    Args:
-      grid: (height, width) of the data in tokens.
-      height: Rows of a cell; must divide those of the grid.
-      width: Columns of a cell; must divide those of the grid.
-      shuffle: Seed of a random order of the entities, or None for the raster order.
-    """
-    _require_divides("cell", (height, width), grid)
-    raster = np.arange(grid[0] * grid[1])
-    blocks = raster.reshape(grid[0] // height, height, grid[1] // width, width).swapaxes(1, 2)
-    return _permutation(grid, blocks.reshape(-1, height * width), shuffle)
-
-
-def subsample(grid: Grid, *, height: int, width: int, shuffle: int | None = None) -> Plan:
-    """Returns the plan of `height` x `width` interleaved subsamples of the grid.
+def subsample(
+    grid: Grid,
+    *,
+    stride: int | Sequence[int] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    shuffle: int | None = None,
+) -> Plan:
+    """Returns the plan of interleaved subsamples of the grid.
 
     Entity (i, j) holds the tokens of rows i, i + height, ... and columns j, j + width, ...: far
     from each other, so that each entity is a small picture of the whole.
+
+    Args:
+      grid: Of the data, in tokens.
+      stride: Steps from token to token along each axis, or one number for all axes.
+      height: First number of the stride of a picture, in place of `stride`.
+      width: Second number of it.
+      shuffle: Seed of a random order of the entities, or None for the raster order.
+
+    Raises:
+      ValueError: the stride is absent or given twice, or does not divide the grid.
     """
-    _require_divides("subsample stride", (height, width), grid)
-    raster = np.arange(grid[0] * grid[1])
-    strided = raster.reshape(grid[0] // height, height, grid[1] // width, width)
-    return _permutation(grid, strided.transpose(1, 3, 0, 2).reshape(height * width, -1), shuffle)
+    if stride is None and height is not None and width is not None:
+        stride = (height, width)
+    elif stride is None or height is not None or width is not None:
+        raise ValueError("A subsample needs either a stride, or a height and a width.")
+    parts = _split("A subsample stride", grid, stride)
+    return _permutation(grid, parts.T, shuffle)
 
 
-def scale(grid: Grid, *, sizes: Sequence[int | Grid]) -> Plan:
+def scale(grid: Grid, *, sizes: Sequence[int | Sequence[int]]) -> Plan:
     """Returns the plan of whole maps from coarse to fine.
 
     Args:
-      grid: (height, width) of the data in tokens.
-      sizes: One size a level, (height, width) or one number for a square; the last is the grid.
+      grid: Of the data, in tokens.
+      sizes: A grid for each level, or one number for all its axes; the last is the grid of the
+        data.
+
+    Raises:
+      ValueError: the grid is empty, or the sizes do not grow from 1 to it.
     """
-    levels = tuple((s, s) if isinstance(s, int) else (int(s[0]), int(s[1])) for s in sizes)
-    if not levels or levels[-1] != tuple(grid):
-        raise ValueError(f"The last scale must be the grid {tuple(grid)}, not {levels[-1:]}.")
-    if any(not (1 <= h <= grid[0] and 1 <= w <= grid[1]) for h, w in levels):
-        raise ValueError(f"Every scale must lie between 1 and the grid {tuple(grid)}: {levels}.")
-    lengths = tuple(h * w for h, w in levels)
+    grid = _require_tokens(grid)
+    levels = tuple(_sides("A scale", size, grid) for size in sizes)
+    if not levels or levels[-1] != grid:
+        raise ValueError(f"The last scale must be the grid {grid}, not {levels[-1:]}.")
+    if any(not 1 <= n <= most for level in levels for n, most in zip(level, grid, strict=True)):
+        raise ValueError(f"Every scale must lie between 1 and the grid {grid}: {levels}.")
+    lengths = tuple(map(math.prod, levels))
     if list(lengths) != sorted(lengths):
         raise ValueError(f"Scales must go from coarse to fine: {levels}.")
     return Plan(levels, tuple(range(sum(lengths))), lengths)
 
 
+def shuffled(plan: Plan, seed: int) -> Plan:
+    """Returns the plan with its entities in a random order, the tokens inside each as they are.
+
+    Raises:
+      ValueError: the entities are scales, which have one order.
+    """
+    if len(plan.levels) > 1:
+        raise ValueError("Scales go from coarse to fine: they cannot be shuffled.")
+    order = np.random.default_rng(seed).permutation(plan.entities)
+    tokens = np.argsort(np.argsort(order)[plan.entity], kind="stable")
+    index, sizes = np.asarray(plan.index)[tokens], np.asarray(plan.sizes)[order]
+    return Plan(plan.levels, tuple(index.tolist()), tuple(sizes.tolist()))
+
+
+def _blocks(what: str, grid: Grid, shape: int | Sequence[int], shuffle: int | None = None) -> Plan:
+    return _permutation(grid, _split(what, grid, shape), shuffle)
+
+
+def _split(what: str, grid: Grid, part: int | Sequence[int]) -> np.ndarray:
+    """Returns the raster indices of the tokens as (blocks, tokens of a block)."""
+    grid = _require_tokens(grid)
+    sides = _sides(what, part, grid)
+    if min(sides) < 1 or any(n % side for n, side in zip(grid, sides, strict=True)):
+        raise ValueError(
+            f"{what} of {_words(sides)} does not divide the grid of {_words(grid)} tokens: "
+            "along each axis, choose a divisor of the tokens there."
+        )
+    counts = [n // side for n, side in zip(grid, sides, strict=True)]
+    raster = np.arange(math.prod(grid))
+    raster = raster.reshape([n for pair in zip(counts, sides, strict=True) for n in pair])
+    rank = len(grid)
+    raster = raster.transpose(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))
+    return raster.reshape(math.prod(counts), math.prod(sides))
+
+
 def _permutation(grid: Grid, entities: np.ndarray, shuffle: int | None) -> Plan:
     """Returns the plan whose entity i holds the raster indices `entities[i]`."""
-    if shuffle is not None:
-        entities = np.random.default_rng(shuffle).permutation(entities)
     count, size = entities.shape
-    index = tuple(int(i) for i in entities.reshape(-1))
-    return Plan(((int(grid[0]), int(grid[1])),), index, (size,) * count)
+    plan = Plan((_require_tokens(grid),), tuple(entities.reshape(-1).tolist()), (size,) * count)
+    return plan if shuffle is None else shuffled(plan, shuffle)
 
 
-def _require_divides(what: str, part: Grid, grid: Grid) -> None:
-    if min(part) < 1 or grid[0] % part[0] or grid[1] % part[1]:
+def _sides(what: str, given: int | Sequence[int], grid: Grid) -> Grid:
+    """Returns one whole number for each axis of the grid."""
+    if isinstance(given, int):
+        return (given,) * len(grid)
+    sides = tuple(map(operator.index, given))
+    _require_rank(what, sides, grid)
+    return sides
+
+
+def _require_rank(what: str, sides: Grid, grid: Grid) -> None:
+    if len(sides) != len(grid):
         raise ValueError(
-            f"A {what} of {part[0]} x {part[1]} does not divide the grid of "
-            f"{grid[0]} x {grid[1]} tokens: choose a height that divides {grid[0]} "
-            f"and a width that divides {grid[1]}."
+            f"{what} of {_words(sides)} has {len(sides)} axes, the grid of {_words(grid)} tokens "
+            f"has {len(grid)}."
         )
+
+
+def _require_tokens(grid: Grid) -> Grid:
+    """Returns the grid in Python's integers, if it holds a token."""
+    sides = tuple(map(operator.index, grid))
+    if not sides or min(sides) < 1:
+        raise ValueError(f"A grid needs axes with at least one token each, not {sides}.")
+    return sides
+
+
+def _words(sides: Grid) -> str:
+    return " x ".join(map(str, sides))

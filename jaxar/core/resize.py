@@ -1,9 +1,11 @@
-"""Resizing of grids as products with small constant matrices.
+"""Resizing of maps on grids of any rank, as one product with a small constant matrix an axis.
 
 `jax.image.resize` has none of the three rules that released systems and metrics need: PyTorch's
 area rule (`F.interpolate(mode="area")`, which is adaptive average pooling), its bicubic rule, and
 the bilinear rule of TensorFlow 1, through which Inception has always seen its images.
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,33 +75,43 @@ def bilinear_weights(size: int, target: int) -> np.ndarray:
     return weights
 
 
-def resize_area(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Returns the map averaged to `grid` = (height, width), each at most that of `x`."""
-    if x.shape[1:3] == grid:
+def resize_area(x: Float[Array, "b *grid c"], grid: tuple[int, ...]) -> Float[Array, "b *grid2 c"]:
+    """Returns the map averaged to `grid` by PyTorch's area rule along each axis."""
+    return _resize(x, grid, area_weights)
+
+
+def resize_bicubic(
+    x: Float[Array, "b *grid c"], grid: tuple[int, ...]
+) -> Float[Array, "b *grid2 c"]:
+    """Returns the map brought to `grid` by PyTorch's cubic rule along each axis."""
+    return _resize(x, grid, bicubic_weights)
+
+
+def resize_bilinear(
+    x: Float[Array, "b *grid c"], grid: tuple[int, ...]
+) -> Float[Array, "b *grid2 c"]:
+    """Returns the map brought to `grid` by TensorFlow 1's linear rule along each axis."""
+    return _resize(x, grid, bilinear_weights)
+
+
+def _resize(x: Array, grid: tuple[int, ...], weights: Callable[[int, int], np.ndarray]) -> Array:
+    """Returns the map with the matrix weights(size, target) applied to each axis of its grid."""
+    present = x.shape[1:-1]
+    if present == grid:
         return x
-    return _apply(x, area_weights(x.shape[1], grid[0]), area_weights(x.shape[2], grid[1]))
-
-
-def resize_bicubic(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Returns the map enlarged to `grid` = (height, width) by PyTorch's bicubic rule."""
-    if x.shape[1:3] == grid:
-        return x
-    return _apply(x, bicubic_weights(x.shape[1], grid[0]), bicubic_weights(x.shape[2], grid[1]))
-
-
-def resize_bilinear(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Returns the map brought to `grid` = (height, width) by TensorFlow 1's bilinear rule."""
-    if x.shape[1:3] == grid:
-        return x
-    return _apply(x, bilinear_weights(x.shape[1], grid[0]), bilinear_weights(x.shape[2], grid[1]))
-
-
-def _apply(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-    """Returns the map with the two matrices applied to its height and width."""
-    return jnp.einsum(
-        "bhwc,ih,jw->bijc",
-        x,
-        jnp.asarray(rows, x.dtype),
-        jnp.asarray(columns, x.dtype),
-        precision="highest",
+    if len(present) != len(grid):
+        raise ValueError(f"A map on the grid {present} cannot be resized to {grid}: other rank.")
+    rank = len(grid)
+    batch, places, channels, targets = (
+        0,
+        [*range(1, rank + 1)],
+        rank + 1,
+        range(rank + 2, 2 * rank + 2),
     )
+    products = [
+        part
+        for size, place, count, target in zip(present, places, grid, targets, strict=True)
+        for part in (jnp.asarray(weights(size, count), x.dtype), [target, place])
+    ]
+    result = [batch, *targets, channels]
+    return jnp.einsum(x, [batch, *places, channels], *products, result, precision="highest")

@@ -103,7 +103,7 @@ class ImageFolder:
         data = read_image(path, path, self.shape)
         return {
             "data": transform.flip(data, rng) if self.flip else data,
-            "label": self._labels[index],
+            "condition": self._labels[index],
         }
 
 

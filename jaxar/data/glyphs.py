@@ -77,7 +77,7 @@ class Glyphs:
         coverage = _draw(SYMBOLS[label], height, width, own)
         colour = own.uniform(0.4, 1, channels) if channels > 1 else np.ones(1)
         data = 2 * coverage[..., None] * colour - 1
-        return {"data": data.astype(np.float32), "label": np.int32(label)}
+        return {"data": data.astype(np.float32), "condition": np.int32(label)}
 
 
 def _draw(symbol: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:

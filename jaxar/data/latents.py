@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxar.data.folder import list_classes
-from jaxar.data.records import LABELS, Layout, read_labels, read_manifest
+from jaxar.data.records import LABELS, RecordLayout, read_labels, read_manifest
 from jaxar.data.source import BadRecord
 from jaxar.data.transform import coin
 
@@ -59,7 +59,7 @@ class LatentFolder:
         data = _read_npz(path, key)
         if data.shape != self.shape:
             raise BadRecord(f"{path}: {key} has shape {data.shape}, not {self.shape}")
-        return {"data": _finite(data, path), "label": self._labels[index]}
+        return {"data": _finite(data, path), "condition": self._labels[index]}
 
     def _first_shape(self) -> tuple[int, int, int]:
         error = None
@@ -111,7 +111,7 @@ class LatentRecords:
         self.shape = tuple(self.manifest["shape"])
         self.num_classes = self.manifest["num_classes"]
         self.flip = flip and self.manifest["flip"]
-        self._layout = Layout(self.shape, self.manifest["dtype"], self.manifest["flip"])
+        self._layout = RecordLayout(self.shape, self.manifest["dtype"], self.manifest["flip"])
         self._labels = read_labels(self.root, self.manifest)
         shards = self.manifest["shards"]
         self._paths = [os.path.join(self.root, shard["name"]) for shard in shards]
@@ -143,7 +143,7 @@ class LatentRecords:
             raise BadRecord(f"{name}: {type(error).__name__}: {error}") from error
         if label != self._labels[index]:
             raise BadRecord(f"{name}: its label is {label}, {LABELS} says {self._labels[index]}")
-        return {"data": _finite(data, name), "label": self._labels[index]}
+        return {"data": _finite(data, name), "condition": self._labels[index]}
 
 
 def _finite(data: np.ndarray, name: str) -> np.ndarray:

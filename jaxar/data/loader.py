@@ -31,8 +31,8 @@ from jaxar.data.source import BadRecord, Source
 _THREADS = 4  # of a process; each reads a batch of its own, ahead of the consumer
 _RUN = 100  # bad records in a row that end the run at once
 
-Batch = dict[str, np.ndarray]
-"""{"data": (b, h, w, c) float32, "label": (b,) int32}."""
+Batch = dict[str, Any]
+"""{"data": tree, "condition": tree}: the records of a source, stacked array by array."""
 
 
 class DataError(RuntimeError):
@@ -106,7 +106,7 @@ def epoch(
 def whole(source: Source, *, batch_size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Returns (data (n, h, w, c), labels (n,)) of all records in order; for small data."""
     parts = list(epoch(source, batch_size=batch_size, seed=seed))
-    data, labels = ([part[key] for part in parts] for key in ("data", "label"))
+    data, labels = ([part[key] for part in parts] for key in ("data", "condition"))
     return np.concatenate(data), np.concatenate(labels)
 
 
@@ -119,6 +119,28 @@ def fingerprint(source: Source) -> str:
     facts = repr((len(source), tuple(source.shape), source.num_classes)).encode()
     content = b"" if labels is None else np.asarray(labels, "<i4").tobytes()
     return hashlib.sha256(facts + content).hexdigest()[:16]
+
+
+def _stacked(records: Sequence[Any]) -> Any:
+    """Returns records of one form, nested dicts of arrays, with their arrays stacked."""
+    first = records[0]
+    if isinstance(first, dict):
+        return {key: _stacked([record[key] for record in records]) for key in first}
+    return np.stack(records)
+
+
+def _copied(batch: Any) -> Any:
+    """Returns a batch whose arrays own their memory."""
+    if isinstance(batch, dict):
+        return {key: _copied(value) for key, value in batch.items()}
+    return np.array(batch)
+
+
+def _examples(batch: Any) -> int:
+    """Returns the number of examples in a batch."""
+    while isinstance(batch, dict):
+        batch = next(iter(batch.values()))
+    return len(batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +187,7 @@ class _Reader:
             if example is None:
                 return None, bad
             examples.append(example)
-        data = np.stack([example["data"] for example in examples])
-        return {"data": data, "label": np.array([e["label"] for e in examples], np.int32)}, bad
+        return _stacked(examples), bad
 
     def _example(self, record: int, position: int, bad: list) -> dict[str, Any] | None:
         """Returns the example of the first good record from `record` on; adds to `bad`."""
@@ -202,7 +223,7 @@ def _watch(iterator: Any, tally: "_Tally", shared: bool) -> Iterator[Batch]:
     try:
         for batch, bad in iterator:
             batch = tally.add(batch, bad)
-            yield {key: np.array(value) for key, value in batch.items()} if shared else batch
+            yield _copied(batch) if shared else batch
     finally:
         iterator.close()
 
@@ -240,7 +261,7 @@ class _Tally:
     def add(self, batch: Batch | None, bad: list[tuple[int, str]]) -> Batch:
         """Returns the batch; counts it and who is bad; DataError for None or above the limit."""
         self._bad += len(bad)
-        self._read += len(bad) + (len(batch["label"]) if batch else 0)
+        self._read += len(bad) + (_examples(batch) if batch else 0)
         for number, reason in bad:
             self._last = reason
             if number not in self._named:

@@ -24,7 +24,7 @@ LABELS = "labels.npy"
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RecordLayout:
     """The bytes of one record, little endian: int32 label, moments, moments of the mirror image.
 
     Attributes:

@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns {"data": float32 (h, w, c), "label": int32} of one record.
+        """Returns {"data": float32 (h, w, c), "condition": int32} of one record.
 
         A pure function of (index, rng), called from several threads and processes at once.
 
@@ -100,7 +100,7 @@ class Arrays:
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Returns one record; `rng` is not used."""
-        return {"data": self._data[index], "label": self._labels[index]}
+        return {"data": self._data[index], "condition": self._labels[index]}
 
 
 class Digits(Arrays):

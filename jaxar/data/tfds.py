@@ -75,7 +75,7 @@ class Tfds:
             raise BadRecord(f"{name}: {error}") from error
         data = read_image(io.BytesIO(record[self._image]), name, self.shape)
         label = check_labels(np.reshape(record[self._label], 1), self.num_classes, name)[0]
-        return {"data": transform.flip(data, rng) if self.flip else data, "label": label}
+        return {"data": transform.flip(data, rng) if self.flip else data, "condition": label}
 
 
 def _open(name: str, split: str, data_dir: str, image_key: str) -> tuple[Any, Any]:

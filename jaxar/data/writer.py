@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxar.data.records import FORMAT, LABELS, MANIFEST, Layout
+from jaxar.data.records import FORMAT, LABELS, MANIFEST, RecordLayout
 from jaxar.data.source import check_labels
 from jaxar.files import Replacing, replace_text
 from jaxar.tree import changes
@@ -35,7 +35,7 @@ class LatentWriter:
     def __init__(
         self,
         path: str,
-        layout: Layout,
+        layout: RecordLayout,
         *,
         num_classes: int,
         shard_size: int,
@@ -190,7 +190,7 @@ def write_latents(
     first = next(examples, None)
     if first is None:
         raise ValueError(f"There are no latents to write to {os.path.expanduser(path)}.")
-    layout = Layout(np.shape(first[0]), dtype, first[1] is not None)
+    layout = RecordLayout(np.shape(first[0]), dtype, first[1] is not None)
     writer = LatentWriter(path, layout, num_classes=num_classes, shard_size=shard_size, facts=extra)
     there = writer.whole()
     for number, shard in enumerate(_chunks(itertools.chain([first], examples), shard_size)):

@@ -4,17 +4,17 @@ Both tables follow from the paths of the template, "Mixed_6b/branch7x7dbl_4/kern
 spell them nearly so, TensorFlow numbers blocks, towers and convolutions in the order it met them.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from jaxar.core.task import Frozen
 from jaxar.evaluation import inception
 from jaxar.tree import paths
-from jaxar.typing import Params
+from jaxar.typing import Array, Float, Params
 from jaxar.weights.files import read_state
 from jaxar.weights.graph_def import read_constants
 from jaxar.weights.tables import Row, convert, convolution, linear, same
@@ -143,7 +143,31 @@ def read_inception(path: str | Path) -> Params:
         return from_state_dict(state, inception.shapes)
 
 
-def inception_maps(weights: str) -> Callable[[jax.Array], Sequence[jax.Array]]:
-    """Returns the feature network of a file with Inception's weights, for perceptual distances."""
-    params = jax.device_put(read_inception(weights))
-    return functools.partial(inception.maps, params)
+def from_release(state: Mapping[str, Any], template: Any) -> Params:
+    """Returns the parameters in a PyTorch file, as the reader of a frozen network."""
+    del template  # the network has one size
+    return from_state_dict(state, inception.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionMaps:
+    """Inception's maps of images, for perceptual distances.
+
+    Attributes:
+      weights: File in torch-fidelity's or pytorch-fid's layout.
+    """
+
+    weights: str
+
+    def __post_init__(self):
+        if not Path(self.weights).is_file():
+            raise FileNotFoundError(f"There is no file {self.weights!r} with Inception's weights.")
+
+    @property
+    def frozen(self) -> Frozen:
+        """The shapes of the network."""
+        return Frozen(inception.shapes(CLASSES), "inception")
+
+    def maps(self, params: Params, images: Float[Array, "b h w c"]) -> Sequence[Array]:
+        """Returns the maps of images in [-1, 1]."""
+        return inception.maps(params, images)

@@ -2,7 +2,11 @@
 
     v = v_unconditional + w (v_conditional - v_unconditional),  w >= 1
 
-w = 1 is the conditional prediction alone. v is a velocity, noise or logits.
+w = 1 is the conditional prediction alone. v is a velocity, noise or logits. With more branches,
+from everything given to nothing given, each step adds what one more condition says:
+
+    v = v_last + sum over i of w_i (v_i - v_{i+1})                                     (2)
+
 Source: arXiv 2207.12598; the ramps over entities are in OliverRensu/xAR models/xar.py
 `sample_tokens`, FoundationVision/VAR models/var.py (where w = 1 + cfg k / (K - 1)) and LTH14/mar
 models/mar.py; the interval is arXiv 2404.07724.
@@ -63,17 +67,29 @@ class Guide:
 
     Attributes:
       rule: Its rule.
-      weight: w, may be traced.
+      weight: w, or a tuple of w_i; may be traced.
+      branches: Predictions that are mixed, one after the other along the batch.
     """
 
     rule: Guidance
     weight: Any
+    branches: int = 2
 
-    def mix(self, both: Array) -> Array:
-        """Returns the guided half of [conditional; unconditional]."""
-        conditional, unconditional = jnp.split(both, 2)
-        weight = jnp.asarray(self.weight, both.dtype)
-        return unconditional + weight * (conditional - unconditional)
+    def mix(self, predictions: Array) -> Array:
+        """Returns the guided prediction, (2), of those of all branches."""
+        parts = jnp.split(predictions, self.branches)
+        weights = self.weight
+        if not isinstance(weights, tuple):
+            weights = (weights,) * (self.branches - 1)
+        mixed = parts[-1]
+        for i in reversed(range(self.branches - 1)):
+            weight = jnp.asarray(weights[i], predictions.dtype)
+            mixed = mixed + weight * (parts[i] - parts[i + 1])
+        return mixed
+
+    def repeated(self, x: Array) -> Array:
+        """Returns x once for each branch, along the batch."""
+        return jnp.concatenate([x] * self.branches)
 
 
 def guided(
@@ -84,7 +100,7 @@ def guided(
     Args:
       guide: Guidance of the entity, or None for none.
       t: Time.
-      both: both() -> predictions of [conditional; unconditional].
+      both: both() -> predictions of all branches.
       alone: alone() -> the conditional prediction.
     """
     if guide is None:
@@ -97,8 +113,3 @@ def guided(
 def share_of(entity: Any, entities: int) -> Any:
     """Returns the share of the walk at an entity: 0 at the first, 1 at the last or only one."""
     return entity / (entities - 1) if entities > 1 else 1.0
-
-
-def twice(x: Array) -> Array:
-    """Returns [x; x] along the batch."""
-    return jnp.concatenate([x, x])

@@ -23,10 +23,10 @@ from jaxar.flow.path import Path
 from jaxar.typing import Array
 
 Velocity = Callable[[Array, Array], Array]
-Noise = Callable[[Any], Array]
+NoiseSource = Callable[[Any], Array]
 
 
-def euler(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Path) -> Array:
+def euler(velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path) -> Array:
     """First order: x += (s - t) v(x, t)."""
 
     def step(x, t, s, i):
@@ -35,7 +35,7 @@ def euler(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Pa
     return _walk(step, x, grid)
 
 
-def heun(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Path) -> Array:
+def heun(velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path) -> Array:
     """Second order, two evaluations a step: the mean of the slopes at both ends."""
 
     def step(x, t, s, i):
@@ -45,7 +45,9 @@ def heun(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Pat
     return _walk(step, x, grid)
 
 
-def midpoint(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Path) -> Array:
+def midpoint(
+    velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path
+) -> Array:
     """Second order, two evaluations a step: the slope half-way."""
 
     def step(x, t, s, i):
@@ -55,7 +57,9 @@ def midpoint(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path:
     return _walk(step, x, grid)
 
 
-def multistep(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Path) -> Array:
+def multistep(
+    velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path
+) -> Array:
     """Second order, one evaluation a step: Adams-Bashforth with the slope of the step before.
 
     The first step is Euler's. Steps may be unequal: with r the ratio of this step to the last,
@@ -74,7 +78,7 @@ def multistep(velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path
 
 
 def euler_maruyama(
-    velocity: Velocity, x: Array, grid: np.ndarray, noise: Noise, path: Path
+    velocity: Velocity, x: Array, grid: np.ndarray, noise: NoiseSource, path: Path
 ) -> Array:
     """The released xAR sampler: a reverse SDE whose last step is without noise.
 

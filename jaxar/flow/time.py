@@ -41,7 +41,7 @@ class LogitNormal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted:
+class ShiftedUniform:
     """Uniform times moved towards noise: t -> shift t / (1 + (shift - 1) t).
 
     Larger latents need a larger shift; 1 changes nothing. Source: arXiv 2403.03206, section 5.3.2.

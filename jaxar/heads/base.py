@@ -1,4 +1,4 @@
-"""What a head offers: the law of one entity, given what the backbone made of its context.
+"""What a head offers: the distribution of an entity, given what the backbone made of its context.
 
 Heads of this kind serve every context that gives a hidden vector for each token: `schemes.shifted`
 and `schemes.masked`. The head of xAR (`heads.flow`) has the backbone itself as its network.
@@ -6,29 +6,11 @@ and `schemes.masked`. The head of xAR (`heads.flow`) has the backbone itself as 
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax.numpy as jnp
-
+from jaxar.core.known import Known
 from jaxar.core.plan import Plan
 from jaxar.core.random import Draws
 from jaxar.flow.guidance import Guide
 from jaxar.typing import Array, Float
-
-
-class Known(NamedTuple):
-    """Tokens that sampling has to keep: those where `mask` is True.
-
-    Attributes:
-      tokens: (b, n, ...) of the plan or of an entity.
-      mask: (b, n) bool.
-    """
-
-    tokens: Array
-    mask: Array
-
-    def keep(self, tokens: Array) -> Array:
-        """Returns the tokens with the known ones in their places."""
-        mask = self.mask.reshape(*self.mask.shape, *(1,) * (tokens.ndim - 2))
-        return jnp.where(mask, self.tokens.astype(tokens.dtype), tokens)
 
 
 class Turn(NamedTuple):

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from jaxar.core.plan import Plan
 from jaxar.flow.diffusion import Diffusion
-from jaxar.flow.guidance import guided, twice
+from jaxar.flow.guidance import guided
 from jaxar.heads.base import Turn
 from jaxar.nn import layers
+from jaxar.nn.compute import PLAIN, Compute
 from jaxar.nn.module import Module, scan, stack
-from jaxar.nn.transformer import PLAIN, Compute
 from jaxar.typing import Array, Float
 
 
@@ -48,7 +48,7 @@ class Denoising:
             )
 
 
-class Noise(NamedTuple):
+class DiffusionNoise(NamedTuple):
     """Randomness of the loss: steps (r, b, n) and noise (r, b, n, c) for r uses of each token."""
 
     steps: Array
@@ -110,18 +110,18 @@ class DiffusionHead(Module):
         shift, scale = jnp.moveaxis(self.modulation(condition), -2, 0)
         return self.predict(layers.modulate(layers.layer_norm(y), scale, shift))
 
-    def noise(self, key: Array, tokens: Float[Array, "b n c"], plan: Plan) -> Noise:
+    def noise(self, key: Array, tokens: Float[Array, "b n c"], plan: Plan) -> DiffusionNoise:
         """Returns steps and noise for each use of each token."""
         step_key, noise_key = jax.random.split(key)
         shape = (self.repeats, *tokens.shape)
         steps = jax.random.randint(step_key, shape[:-1], 0, self.diffusion.steps)
-        return Noise(steps, jax.random.normal(noise_key, shape))
+        return DiffusionNoise(steps, jax.random.normal(noise_key, shape))
 
     def loss(
         self,
         hidden: Float[Array, "b n d"],
         tokens: Float[Array, "b n c"],
-        noise: Noise,
+        noise: DiffusionNoise,
         plan: Plan,
     ) -> Float[Array, "b n"]:
         """Returns the diffusion loss of every token, a mean over its uses."""
@@ -132,16 +132,18 @@ class DiffusionHead(Module):
 
     def draw(self, hidden: Float[Array, "b2 m d"], turn: Turn) -> Float[Array, "b m c"]:
         """Returns the tokens; guidance acts on the noise, variances are the conditional ones."""
-        batch = len(hidden) // (1 if turn.guide is None else 2)
+        guide = turn.guide
+        batch = len(hidden) // (1 if guide is None else guide.branches)
         shape = (hidden.shape[1], self.channels)
 
         def network(x, step):
             def both() -> Any:
-                noise, variance = jnp.split(self(twice(x), step, hidden), 2, -1)
-                return jnp.concatenate([noise, twice(variance[:batch])], -1)
+                assert guide is not None
+                noise, variance = jnp.split(self(guide.repeated(x), step, hidden), 2, -1)
+                return jnp.concatenate([noise, guide.repeated(variance[:batch])], -1)
 
             share = step / self.diffusion.steps
-            return guided(turn.guide, share, both, lambda: self(x, step, hidden[:batch]))
+            return guided(guide, share, both, lambda: self(x, step, hidden[:batch]))
 
         chain = self.diffusion.respaced(turn.settings.steps)
         tokens = chain.sample(

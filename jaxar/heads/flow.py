@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.core.known import Known
 from jaxar.core.plan import Plan
 from jaxar.core.random import Draws
 from jaxar.flow import time
 from jaxar.flow.path import Path
 from jaxar.flow.solver import SOLVERS, Velocity
-from jaxar.heads.base import Known
 from jaxar.typing import Array, Float
 
 

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar.core.plan import Layout, Plan
-from jaxar.flow.guidance import guided, twice
+from jaxar.core.plan import Plan
+from jaxar.core.visibility import Layout, Visibility, same
+from jaxar.flow.guidance import guided
 from jaxar.heads.base import Turn
 from jaxar.heads.flow import Flow, FlowNoise, solve
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention, CrossAttention
+from jaxar.nn.compute import PLAIN, Compute, Pass
 from jaxar.nn.module import Module
 from jaxar.nn.rope import rotary_at, rotary_table
-from jaxar.nn.transformer import PLAIN, Block, Compute, Pass, Transformer
+from jaxar.nn.transformer import Block, Transformer
 from jaxar.typing import Array, Float
 
 
@@ -100,7 +102,7 @@ class FlowNetwork(Module):
           x: Noised tokens.
           times: One time in [0, 1] for each segment of the layout.
           hidden: Condition of each token.
-          layout: Places, segments and mask of these tokens; entities must not see each other.
+          layout: Places, segments and visibility of these tokens; entities must not see each other.
         """
         time, condition = self.time(times), self.condition(hidden)
         both = layers.per_segment(jnp.add, condition, (time,), layout.sizes)
@@ -110,7 +112,7 @@ class FlowNetwork(Module):
             Pass(
                 sizes=layout.sizes if self.cross else (1,) * x.shape[1],
                 rope=rotary_at(self.plan.positions, self.head, layout.place),
-                mask=layout.mask,
+                sees=layout.sees,
                 compute=self.compute,
             ),
         )
@@ -130,7 +132,7 @@ class FlowNetwork(Module):
     ) -> Float[Array, "b n"]:
         """Returns the squared error of every token, so weighted that its mean is (1)."""
         noised, target = self.flow.prepare(tokens, noise, plan)
-        inside = plan.entity[:, None] == plan.entity[None, :]
+        inside = Visibility(same, (plan.entity,), (plan.entity,))
         layout = Layout(np.arange(plan.tokens), plan.sizes, inside)
         velocity = self(noised, noise.times, hidden, layout)
         error = jnp.mean(jnp.square(velocity - target), -1)
@@ -144,7 +146,7 @@ class FlowNetwork(Module):
         Outside the interval of guidance the unconditional half is not computed. The release goes
         on with it there, from noise of its own; nothing of it reaches the other half.
         """
-        batch = len(hidden) // (1 if turn.guide is None else 2)
+        batch = len(hidden) // (1 if turn.guide is None else turn.guide.branches)
         layout = self._drawn_together(turn.place, hidden.shape[1])
 
         def predict(x, t, hidden):
@@ -152,12 +154,11 @@ class FlowNetwork(Module):
             return self(x.astype(jnp.float32), times, hidden, layout).astype(x.dtype)
 
         def velocity(x, t):
-            return guided(
-                turn.guide,
-                t,
-                lambda: predict(twice(x), t, hidden),
-                lambda: predict(x, t, hidden[:batch]),
-            )
+            def both():
+                assert turn.guide is not None
+                return predict(turn.guide.repeated(x), t, hidden)
+
+            return guided(turn.guide, t, both, lambda: predict(x, t, hidden[:batch]))
 
         shape = (hidden.shape[1], self.channels)
         return solve(velocity, shape, turn.settings, self.flow.path, turn.draws, turn.known)
@@ -167,7 +168,8 @@ class FlowNetwork(Module):
         if max(self.plan.sizes) > 1:
             return Layout(place, (size,), None)
         # A token that sees itself alone does so anywhere: places may differ among the examples.
-        return Layout(np.arange(size), (1,) * size, np.eye(size, dtype=bool))
+        place = np.arange(size)
+        return Layout(place, (1,) * size, Visibility(same, (place,), (place,)))
 
 
 class CrossBlock(Module):
@@ -213,10 +215,11 @@ class CrossBlock(Module):
         gate_1, scale_1, shift_1 = jnp.moveaxis(self.time_modulation(time, dtype), 2, 0)
         gate_2, scale_2, shift_2 = jnp.moveaxis(self.modulation(both, dtype), 2, 0)
         y = layers.per_segment(layers.modulate, layers.rms_norm(x), (scale_1, shift_1), sizes)
-        y, _ = self.attention(y.astype(dtype), rope=shared.rope, mask=shared.mask, way=way)
+        y, _ = self.attention(y.astype(dtype), shared)
         x = x + layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
         context = self.context_norm(hidden).astype(dtype)
         y = self.cross_norm(x).astype(dtype)
-        x = x + self.cross(y, context, rope=shared.rope, mask=shared.mask, way=way)
+        rope = shared.rope
+        x = x + self.cross(y, context, rope=rope, memory_rope=rope, sees=shared.sees, way=way)
         y = layers.modulate(layers.rms_norm(x), scale_2, shift_2).astype(dtype)
         return x + gate_2 * self.mlp(y), None

@@ -30,6 +30,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxar.core.visibility import Visibility
 from jaxar.nn.dropout import column_words, mixed, row_words, stays
 from jaxar.nn.layers import LANES
 from jaxar.nn.rope import rotate
@@ -50,19 +51,18 @@ def joins(past: Array) -> bool:
     return past.shape[2] % PACKED == 0
 
 
-def bands(mask: Any, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
+def bands(sees: Visibility | None, n: int, m: int) -> tuple[tuple[int, int, int], ...]:
     """Returns queries (first, end) with the number of keys up to the last that one of them sees.
 
-    Edges are those of whole vectors. A mask that is known only when the program runs gives one
-    band.
+    Edges are those of whole vectors. A visibility that is known only when the program runs gives
+    one band.
     """
-    if not isinstance(mask, np.ndarray):
+    if sees is None or not sees.static:
         return ((0, n, m),)
-    seen = np.broadcast_to(mask, (n, m))
     found: list[tuple[int, int, int]] = []
     for first in range(0, n, LANES):
         end = min(first + LANES, n)
-        last = int(np.flatnonzero(seen[first:end].any(0)).max(initial=0))
+        last = int(np.flatnonzero(sees.known(first, end).any(0)).max(initial=0))
         keys = min(m, -(-(last + 1) // LANES) * LANES)
         if found and found[-1][2] == keys:
             first = found.pop()[0]

@@ -13,14 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxar.core.cache import Cache
 from jaxar.nn import layers
-from jaxar.nn.attention import Attention, KeyValue
+from jaxar.nn.attention import Attention
+from jaxar.nn.compute import Compute, Dropout, Pass
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import Block, Compute, Dropout, Pass, Transformer
+from jaxar.nn.transformer import Block, Transformer
 from jaxar.typing import Array, Float
 
-Cache = dict[str, KeyValue]
-"""Keys and values of finished entities: {"encoder": ..., "decoder": ...}, each (l, b, m, k, e)."""
+Stacks = dict[str, Cache]
+"""Caches of both stacks: {"encoder": ..., "decoder": ...}."""
 
 
 class TwoStacks(Module):
@@ -73,17 +75,17 @@ class TwoStacks(Module):
         condition: Any,
         shared: Pass,
         *,
-        cache: KeyValue | None = None,
+        cache: Cache | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
-        """Returns (1), and the keys and values if they are collected.
+    ) -> tuple[Float[Array, "b n d"], Cache | None]:
+        """Returns (1), and what a cache holds of them if it is collected.
 
         Args:
           x: Embedded tokens.
           place: Their positions, (n,) or (b, n).
           condition: What the blocks take as such.
           shared: What all layers share, see `shared`.
-          cache: Keys and values of earlier tokens.
+          cache: That of earlier tokens.
           key: Randomness of dropout, or None for none.
         """
         x = self.embed_norm(x + self.encoder_positions(place))
@@ -97,10 +99,10 @@ class TwoStacks(Module):
         condition: Any,
         shared: Pass,
         *,
-        cache: KeyValue | None = None,
+        cache: Cache | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
-        """Returns (2) of what `between` gave, and the keys and values if they are collected."""
+    ) -> tuple[Float[Array, "b n d"], Cache | None]:
+        """Returns (2) of what `between` gave, and what a cache holds of them if it is collected."""
         x = x + self.decoder_positions(place)
         x, kept = self.decoder(x, condition, shared, cache=cache, key=key)
         return self.decoder_norm(x), kept
@@ -112,10 +114,10 @@ class TwoStacks(Module):
         condition: Any,
         shared: Pass,
         *,
-        cache: Cache | None,
+        cache: Stacks | None,
         key: Array | None,
-    ) -> tuple[Float[Array, "b n d"], Cache | None]:
-        """Returns (1) and (2) one after the other, and the keys and values if collected."""
+    ) -> tuple[Float[Array, "b n d"], Stacks | None]:
+        """Returns (2) of (1), and what a cache holds of them if it is collected."""
         first, second = layers.split_or_none(key, 2)
         past = cache or {"encoder": None, "decoder": None}
         x, encoder = self.encode(x, place, condition, shared, cache=past["encoder"], key=first)
@@ -129,7 +131,7 @@ class TwoStacks(Module):
         """Returns what all layers of a pass share: this network's own, and `more`."""
         return Pass(compute=self.compute, rates=self.rates, **more)
 
-    def empty_cache(self, batch: int, tokens: int) -> Cache:
+    def empty_cache(self, batch: int, tokens: int) -> Stacks:
         """Returns a cache with room for `tokens` tokens, in the compute dtype."""
         shape = (batch, tokens, self.compute.type)
         return {

@@ -3,95 +3,19 @@
 Compile time does not grow with depth, and the cache is a value that comes in and goes out.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxar.core.cache import Cache
 from jaxar.nn import layers
-from jaxar.nn.attention import ATTENTION, Attention, KeyValue, Past
+from jaxar.nn.compute import Mixer, Pass
 from jaxar.nn.dropout import drop_path
-from jaxar.nn.module import REMAT, Module, Param, scan, stack
+from jaxar.nn.module import Module, Param, scan, stack
 from jaxar.parallel.axes import hold
-from jaxar.typing import Array, Float, Mask
-
-
-@dataclasses.dataclass(frozen=True)
-class Dropout:
-    """Rates of training.
-
-    Attributes:
-      attention: Of attention weights.
-      projection: Of the outputs of attention and MLP.
-      path: Of whole residual branches at the last layer; it rises from 0 at the first.
-    """
-
-    attention: float = 0.0
-    projection: float = 0.0
-    path: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How a network computes; nothing of it changes a result beyond rounding.
-
-    The fields stand in configs among the arguments of the network.
-
-    Attributes:
-      dtype: "float32", or "bfloat16" for the matrix products inside blocks, keys and values;
-        parameters, norms, the sum over layers and what stands around the blocks are float32.
-      remat: What layers keep for the backward pass: "none" computes nothing anew, "projections"
-        all but matrix products and attention, "branches" all but attention and what is added to
-        the tokens, "blocks" all; see `module.REMAT`.
-      unroll: Layers in one turn of the loop over layers; more compile longer.
-      attention: How attention is computed, see `attention.ATTENTION`.
-    """
-
-    dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
-    attention: str = "auto"
-
-    def __post_init__(self):
-        choices = dict(dtype=layers.DTYPES, remat=REMAT, attention=ATTENTION)
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}."
-                )
-        if self.unroll < 1:
-            raise ValueError(f"unroll must be at least 1 layer, not {self.unroll!r}.")
-
-    @property
-    def type(self) -> Any:
-        """The dtype of the computation inside blocks."""
-        return layers.DTYPES[self.dtype]
-
-
-PLAIN = Compute()
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """What all layers of one pass share.
-
-    Attributes:
-      sizes: Tokens of each segment; a segment has one condition.
-      rope: Rotary table (2, n, e) of the tokens' positions, or None.
-      mask: (n, m) bool or None, see `attend`.
-      compute: How blocks compute.
-      rates: Dropout, where a key is given.
-      collect: Whether to return keys and values.
-    """
-
-    sizes: tuple[int, ...] = ()
-    rope: Any = None
-    mask: Mask = None
-    compute: Compute = PLAIN
-    rates: Dropout = Dropout()
-    collect: bool = False
+from jaxar.typing import Array, Float
 
 
 class Block(Module):
@@ -107,7 +31,7 @@ class Block(Module):
 
     def __init__(
         self,
-        attention: Attention,
+        attention: Mixer,
         mlp: Any,
         modulation: Callable[[Array, Any], Array],
         *,
@@ -116,7 +40,7 @@ class Block(Module):
         """Joins the parts.
 
         Args:
-          attention: Of the tokens.
+          attention: What mixes the tokens: attention, or any other `Mixer`.
           mlp: mlp(x, rate, key).
           modulation: From a condition (b, g, ...) and a dtype to six vectors (b, g, 6, d).
           norm: Without weights.
@@ -129,11 +53,11 @@ class Block(Module):
         condition: Float[Array, "b g ..."],
         shared: Pass,
         *,
-        cache: Past | None = None,
+        cache: Any = None,
         path_rate: Array | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], KeyValue]:
-        """Returns the tokens, float32, and this layer's keys and values.
+    ) -> tuple[Float[Array, "b n d"], Any]:
+        """Returns the tokens, float32, and what a cache holds of them in this layer.
 
         Attention, MLP and modulation compute in the dtype of the pass; the sum over layers stays
         float32, as in the releases under automatic mixed precision.
@@ -144,22 +68,13 @@ class Block(Module):
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = jnp.moveaxis(vectors, 2, 0)
 
         y = layers.per_segment(layers.modulate, self.norm(x), (scale_1, shift_1), sizes)
-        y, keys_values = self.attention(
-            y.astype(dtype),
-            rope=shared.rope,
-            mask=shared.mask,
-            cache=cache,
-            attention_rate=rates.attention,
-            rate=rates.projection,
-            key=first,
-            way=shared.compute.attention,
-        )
+        y, kept = self.attention(y.astype(dtype), shared, cache=cache, key=first)
         y = layers.per_segment(jnp.multiply, y, (gate_1,), sizes)
         x = x + drop_path(y, path_rate, third)
         y = layers.per_segment(layers.modulate, self.norm(x), (scale_2, shift_2), sizes)
         y = self.mlp(y.astype(dtype), rates.projection, second)
         y = layers.per_segment(jnp.multiply, y, (gate_2,), sizes)
-        return x + drop_path(y, path_rate, fourth), keys_values
+        return x + drop_path(y, path_rate, fourth), kept
 
 
 class PlainBlock(Module):
@@ -168,7 +83,7 @@ class PlainBlock(Module):
     Source: arXiv 2010.11929, timm `Block`; the blocks of MAR.
     """
 
-    def __init__(self, width: int, attention: Attention, mlp: Any):
+    def __init__(self, width: int, attention: Mixer, mlp: Any):
         """Joins the parts, with a layer norm before each."""
         self.attention_norm, self.attention = layers.LayerNorm(width), attention
         self.mlp_norm, self.mlp = layers.LayerNorm(width), mlp
@@ -179,24 +94,17 @@ class PlainBlock(Module):
         condition: None,
         shared: Pass,
         *,
-        cache: Past | None = None,
+        cache: Any = None,
         path_rate: Array | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], KeyValue]:
-        """Returns the tokens, float32, and this layer's keys and values."""
+    ) -> tuple[Float[Array, "b n d"], Any]:
+        """Returns the tokens, float32, and what a cache holds of them in this layer."""
         dtype, rates = shared.compute.type, shared.rates
         first, second = layers.split_or_none(key, 2)
-        y, keys_values = self.attention(
-            self.attention_norm(x).astype(dtype),
-            mask=shared.mask,
-            cache=cache,
-            attention_rate=rates.attention,
-            rate=rates.projection,
-            key=first,
-            way=shared.compute.attention,
-        )
+        y = self.attention_norm(x).astype(dtype)
+        y, kept = self.attention(y, shared, cache=cache, key=first)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x).astype(dtype), rates.projection, second), keys_values
+        return x + self.mlp(self.mlp_norm(x).astype(dtype), rates.projection, second), kept
 
 
 class Offset(Module):
@@ -228,16 +136,16 @@ class Transformer(Module):
         condition: Any,
         shared: Pass,
         *,
-        cache: KeyValue | None = None,
+        cache: Cache | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
-        """Returns the tokens, and if they are collected, their stacked keys and values.
+    ) -> tuple[Float[Array, "b n d"], Cache | None]:
+        """Returns the tokens, and if it is collected, what a cache holds of them in all layers.
 
         Args:
           x: Tokens.
           condition: What the blocks take as such.
           shared: What all layers share.
-          cache: Stacked keys and values (l, b, m - n, k e) of earlier tokens.
+          cache: Node of a cache of earlier tokens.
           key: Randomness of the dropout.
         """
         keys = None if key is None else jax.random.split(key, self.depth)
@@ -246,9 +154,9 @@ class Transformer(Module):
 
         def body(x, layer):
             block, number, key, path_rate = layer
-            past = None if cache is None else Past(*cache, number)
-            x, keys_values = block(x, condition, shared, cache=past, path_rate=path_rate, key=key)
-            return hold(x, "batch"), keys_values if shared.collect else None
+            past = None if cache is None else cache.at(number)
+            x, kept = block(x, condition, shared, cache=past, path_rate=path_rate, key=key)
+            return hold(x, "batch"), kept if shared.collect else None
 
         numbers = None if cache is None else jnp.arange(self.depth)
         stacked = (self.blocks, numbers, keys, path_rates)
@@ -257,9 +165,6 @@ class Transformer(Module):
             body, hold(x, "batch"), stacked, remat=how.remat, unroll=how.unroll, dtype=how.type
         )
 
-    def empty_cache(self, batch: int, tokens: int, dtype: Any) -> KeyValue:
-        """Returns keys and values of zeros, with room for `tokens` tokens in every layer."""
-        heads, head = self.blocks.attention.qkv.kernel.shape[-2:]  # pyright: ignore
-        shape = (self.depth, batch, tokens, heads * head)
-        cache = hold(jnp.zeros(shape, dtype), None, "batch", None, "heads")
-        return cache, cache
+    def empty_cache(self, batch: int, tokens: int, dtype: Any) -> Cache:
+        """Returns an empty cache with room for `tokens` tokens in every layer."""
+        return self.blocks.attention.empty_cache(self.depth, batch, tokens, dtype)  # pyright: ignore

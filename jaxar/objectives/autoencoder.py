@@ -20,17 +20,19 @@ Source: CompVis/latent-diffusion ldm/modules/losses/contperceptual.py `LPIPSWith
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.core.condition import Nothing
+from jaxar.core.task import Frozen
 from jaxar.nn.conv import convolve
 from jaxar.nn.module import bind, params_of
 from jaxar.objectives.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from jaxar.objectives.perceptual import Features, perceptual_distance
+from jaxar.objectives.perceptual import PerceptualNetwork, perceptual_distance
 from jaxar.tokenizers.autoencoders.kl import KLAutoencoder
 from jaxar.tokenizers.autoencoders.vq import VQAutoencoder
 from jaxar.typing import Array, Float, Params
@@ -48,7 +50,6 @@ class Autoencoding(Generic[N]):
     Attributes:
       make: make(key) -> the autoencoder with initial values.
       shape: (h, w, c) of an image.
-      num_classes: Of the data; labels are not used.
       perceptual_weight: Of the perceptual distance, 1 in the release.
       adversarial_weight: Of the generator's loss, 0.5 in the release; 0 for no discriminator.
       adversarial_start: Step at which both players of the adversarial game begin.
@@ -61,16 +62,16 @@ class Autoencoding(Generic[N]):
 
     make: Callable[[Array], N]
     shape: tuple[int, int, int]
-    num_classes: int
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     learned_variance: bool = False
     discriminator_width: int = 64
     discriminator_layers: int = 3
-    perceptual: Features | None = None
+    perceptual: PerceptualNetwork | None = None
 
     shows = "reconstructions"
+    condition = Nothing()
 
     def __post_init__(self):
         weights = [getattr(self, name) for name in vars(self) if name.endswith("_weight")]
@@ -135,8 +136,13 @@ class Autoencoding(Generic[N]):
             params["discriminator"] = params_of(self._make_discriminator(other))
         return params
 
+    @property
+    def frozen(self) -> dict[str, Frozen]:
+        """The network of the perceptual distance, where there is one."""
+        return {} if self.perceptual is None else {"perceptual": self.perceptual.frozen}
+
     def loss(
-        self, params: Params, batch: dict[str, Array], key: Array
+        self, params: Params, frozen: Mapping[str, Params], batch: dict[str, Any], key: Array
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns the training loss, (5), and a metric for each of its terms.
 
@@ -144,6 +150,7 @@ class Autoencoding(Generic[N]):
 
         Args:
           params: Parameters as `init` returns them.
+          frozen: Parameters of the frozen networks, by name.
           batch: {"data": (b, h, w, c) float32 in [-1, 1]}, and "step" where `adversarial_start`
             matters: without it the game has begun.
           key: Randomness of latents and dropout.
@@ -155,11 +162,11 @@ class Autoencoding(Generic[N]):
         hidden = network.hidden(latents, decode)
         made = network.render(hidden)
 
-        likelihood, metrics = self._likelihood(params, images, made)
+        likelihood, metrics = self._likelihood(params, frozen, images, made)
         loss, metrics = (likelihood + cost) / self._numbers, {**metrics, **found}
         if self.adversarial_weight:
             begun = jnp.float32(batch.get("step", self.adversarial_start) >= self.adversarial_start)
-            game, seen = self._game(params, network, images, hidden, made)
+            game, seen = self._game(params, frozen, network, images, hidden, made)
             loss, metrics = loss + begun * game, {**metrics, **seen}
         return loss, {"loss": loss, **metrics}
 
@@ -196,13 +203,14 @@ class Autoencoding(Generic[N]):
         )
 
     def _likelihood(
-        self, params: Params, images: Array, made: Array
+        self, params: Params, frozen: Mapping[str, Params], images: Array, made: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Returns (1) and its parts."""
         total = reconstruction = jnp.mean(jnp.abs(images - made))
         metrics = {"reconstruction": reconstruction}
         if self.perceptual is not None and self.perceptual_weight:
-            distance = jnp.mean(perceptual_distance(self.perceptual, images, made))
+            maps = functools.partial(self.perceptual.maps, frozen["perceptual"])
+            distance = jnp.mean(perceptual_distance(maps, images, made))
             total = total + self.perceptual_weight * distance
             metrics["perceptual"] = distance
         if self.learned_variance:
@@ -212,21 +220,27 @@ class Autoencoding(Generic[N]):
         return total * self._numbers, metrics
 
     def _game(
-        self, params: Params, network: N, images: Array, hidden: Array, made: Array
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        network: N,
+        images: Array,
+        hidden: Array,
+        made: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """Returns what the adversarial game adds to the loss, and its parts."""
         judge = bind(self.discriminator, params["discriminator"])
         constant = jax.lax.stop_gradient
-        frozen = bind(self.discriminator, constant(params["discriminator"]))
+        still = bind(self.discriminator, constant(params["discriminator"]))
 
-        fooling = generator_loss(frozen(made))
+        fooling = generator_loss(still(made))
         judging = discriminator_loss(judge(images), judge(constant(made)))
         ratio = balance(
             network.decoder.last.kernel[...],
             hidden,
             made,
-            lambda made: self._likelihood(constant(params), images, made)[0],
-            lambda made: generator_loss(frozen(made)),
+            lambda made: self._likelihood(constant(params), frozen, images, made)[0],
+            lambda made: generator_loss(still(made)),
         )
         metrics = {"generator": fooling, "discriminator": judging, "ratio": ratio}
         return self.adversarial_weight * ratio * fooling / self._numbers + judging, metrics

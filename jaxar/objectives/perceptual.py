@@ -1,14 +1,30 @@
 """The distance of images as a feature network sees them."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from jaxar.typing import Array, Float
+from jaxar.core.task import Frozen
+from jaxar.typing import Array, Float, Params
 
 Features = Callable[[Array], Sequence[Array]]
 """features(images in [-1, 1]) -> maps, each (b, h, w, c), of any network with frozen weights."""
+
+
+@runtime_checkable
+class PerceptualNetwork(Protocol):
+    """A frozen network whose maps of two images are compared."""
+
+    @property
+    def frozen(self) -> Frozen:
+        """Its shapes, and who reads the file of its weights."""
+        ...
+
+    def maps(self, params: Params, images: Float[Array, "b h w c"]) -> Sequence[Array]:
+        """Returns maps, each (b, h, w, c), of images in [-1, 1]."""
+        ...
 
 
 def no_features() -> None:

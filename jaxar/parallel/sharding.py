@@ -130,7 +130,7 @@ def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held if index]))
 
 
-def spread(mesh: Mesh, batch_size: int) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
+def spread(mesh: Mesh, batch_size: int) -> Callable[[Any], Any]:
     """Returns the function from this process's rows of a batch to the batch on all devices.
 
     Args:
@@ -148,7 +148,7 @@ def spread(mesh: Mesh, batch_size: int) -> Callable[[dict[str, np.ndarray]], dic
 
         return jax.make_array_from_callback((batch_size, *value.shape[1:]), where, part)
 
-    return lambda batch: {name: whole(value) for name, value in batch.items()}
+    return lambda batch: jax.tree.map(whole, batch)
 
 
 def _put(value: Any, where: NamedSharding) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxar.console import Bar, say
 from jaxar.data import loader
 from jaxar.data.ahead import batches_ahead
 from jaxar.data.latents import LatentRecords
-from jaxar.data.records import Layout
+from jaxar.data.records import RecordLayout
 from jaxar.data.source import BadRecord
 from jaxar.data.writer import LatentWriter
 from jaxar.nn.module import bind
@@ -72,7 +72,7 @@ def encode(
         raise ConfigError("encoding needs an autoencoder and its weights: give --tokenizer=FILE.")
     images = _open_images(config, source, autoencoder.network)
     h, w, _ = images.shape
-    layout = Layout(_shape(autoencoder, images.shape), dtype, True)
+    layout = RecordLayout(_shape(autoencoder, images.shape), dtype, True)
     facts = {
         **autoencoder_settings(config),
         "autoencoder_weights": autoencoder.origin.facts(autoencoder.params),
@@ -227,7 +227,7 @@ def _examples(
         data = np.zeros((batch_size, *images.shape), np.float32)
         for i, record in enumerate(good):
             data[i] = record["data"]
-        started = run(data), [int(record["label"]) for record in good]
+        started = run(data), [int(record["condition"]) for record in good]
         if waiting:
             yield from _fetched(*waiting)
         waiting = started

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from jaxar import (checkpoint, registry, tree)
+from jaxar import checkpoint, registry, tree
 from jaxar.parallel import sharding
 from jaxar import config as configs
-from jaxar.runs.model import (Autoencoder, Model, Origin)
-from jaxar.runs.setup import (Prepared, default_workdir, prepare)
+from jaxar.runs.model import Autoencoder, Model, Origin
+from jaxar.runs.setup import Prepared, default_workdir, prepare
 from jaxar.config import ConfigError
-from jaxar.weights.files import (StateFile, read_state)
+from jaxar.weights.files import StateFile, read_state
 from jaxar.files import sha256
 from jaxar.nn.module import bind, params_of
 from jaxar.typing import Params
@@ -125,27 +125,48 @@ def load_autoencoder(config: Any, ready: Prepared) -> Autoencoder | None:
     if path.is_dir():
         params, path = _autoencoder_of(path, template)
     else:
-        with _state(path) as state:
-            name = f"{config.autoencoder.name}_autoencoder"
-            params = registry.convert(name, state, template)
-    everywhere = sharding.replicated(ready.mesh)
-    return Autoencoder(ready.network, sharding.put(params, everywhere), Origin(path))
+        params = _released(path, f"{config.autoencoder.name}_autoencoder", template)
+    return Autoencoder(ready.network, sharding.place(params, ready.mesh), Origin(path))
 
 
-def attached(system: Any, autoencoder: Autoencoder | None) -> Any:
-    """Returns the system with the autoencoder's parameters, where it cannot do without them.
+def load_frozen(
+    config: Any, system: Any, ready: Prepared, autoencoder: Autoencoder | None
+) -> dict[str, Params]:
+    """Returns the parameters of the frozen networks of a system, by name, on the devices.
+
+    Args:
+      config: The whole config; config.<name>.weights says where the weights of a network are.
+      system: Of the config.
+      ready: Of the config.
+      autoencoder: That of the config, where its weights were given.
 
     Raises:
-      ConfigError: it needs an autoencoder, and there is none.
+      ConfigError: the weights of a network are missing, or not of it.
     """
-    if not getattr(system, "needs_autoencoder", False):
-        return system
-    if autoencoder is None:
+    require_frozen(system, autoencoder)
+    found = {}
+    for name, wanted in system.frozen.items():
+        if name == "autoencoder" and autoencoder is not None:
+            found[name] = autoencoder.params
+        else:
+            params = _released(config[name].weights, wanted.reader, wanted.shapes)
+            found[name] = sharding.place(params, ready.mesh)
+    return found
+
+
+def require_frozen(system: Any, autoencoder: Autoencoder | None) -> None:
+    """Raises ConfigError where a system needs an autoencoder and there is none."""
+    if "autoencoder" in system.frozen and autoencoder is None:
         raise ConfigError(
             "This system predicts codes of an autoencoder and needs its weights: give "
             "--tokenizer=FILE, a folder or a run."
         )
-    return system.attach(bind(autoencoder.network, autoencoder.params))
+
+
+def _released(path: str | Path, reader: str, shapes: Params) -> Params:
+    """Returns what a file of released weights holds of a network, as NumPy arrays."""
+    with _state(path) as state:
+        return registry.convert(reader, state, shapes)
 
 
 def require_same_run(config: Any, saved: Any, folder: Path) -> None:
@@ -171,8 +192,8 @@ def _state(path: str | Path, level: str | None = None) -> Iterator[StateFile]:
 
 def _model(config: Any, ready: Prepared, params: Params, *, origin: Origin, step: int = 0) -> Model:
     autoencoder = load_autoencoder(config, ready)
-    system = attached(ready.system, autoencoder)
-    return Model(config, system, params, ready.mesh, step, autoencoder, origin)
+    require_frozen(ready.system, autoencoder)
+    return Model(config, ready.system, params, ready.mesh, step, autoencoder, origin)
 
 
 def _from_workdir(

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxar import (assembly, tree)
-from jaxar.parallel import (distributed, sharding)
+from jaxar import assembly, tree
+from jaxar.parallel import distributed, sharding
 from jaxar.parallel.axes import hold
 from jaxar.schemes.base import Settings
 from jaxar.files import sha256
-from jaxar.heads.base import Known
-from jaxar.core.keys import (LARGEST_SEED, key_for)
+from jaxar.core.known import Known
+from jaxar.core.random import LARGEST_SEED, key_for
 from jaxar.nn.module import bind
 from jaxar.system import System
 from jaxar.typing import Array, Params
@@ -52,7 +52,7 @@ class Autoencoder:
 
     Attributes:
       network: Template of the module.
-      params: Its parameters, whole on every device of the mesh.
+      params: Its parameters, on the devices of the mesh.
       origin: Where they come from.
     """
 
@@ -83,6 +83,14 @@ class Model:
     step: int = 0
     autoencoder: Autoencoder | None = None
     origin: Origin = Origin(None)
+
+    @property
+    def frozen(self) -> dict[str, Params]:
+        """Parameters of the networks that the system cannot do without, by name."""
+        if "autoencoder" not in self.system.frozen:
+            return {}
+        assert self.autoencoder is not None  # `load.require_frozen` has seen to it
+        return {"autoencoder": self.autoencoder.params}
 
     def sample(self, labels: Sequence[int] | np.ndarray, **options: Any) -> np.ndarray:
         """Returns generated data, (b, h, w, c) float32: images in [-1, 1], or latents.
@@ -130,7 +138,7 @@ class Model:
         Raises:
           ValueError: see `sample`.
         """
-        labels = self._checked(labels)
+        condition = self.system.condition.read(labels)
         chosen = assembly.build_settings(self.config, guidance=guidance, **settings)
         weight = self.config.sample.guidance if guidance is None else guidance
         if not (np.isfinite(weight) and weight >= 1):
@@ -140,7 +148,8 @@ class Model:
         if not 0 <= seed <= LARGEST_SEED:
             raise ValueError(f"seed must lie in [0, {LARGEST_SEED}], not {seed}.")
         place, parts = sharding.batch_sharding(self.mesh), sharding.batch_parts(self.mesh)
-        rows = len(labels) + -len(labels) % parts
+        count = jax.tree.leaves(condition)[0].shape[0]
+        rows = count + -count % parts
 
         def put(x):
             filled = np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
@@ -149,29 +158,18 @@ class Model:
         numbers = sharding.put(np.arange(first, first + rows, dtype=np.uint32), place)
         decoder = None if latents else self.autoencoder
         run = sampler(self.system, decoder.network if decoder else None, chosen)
-        weights = (self.params, decoder.params if decoder else {})
+        weights = (self.params, self.frozen, decoder.params if decoder else {})
         begin = None if edit is None else tuple(put(np.asarray(x, np.float32)) for x in edit)
         with jax.set_mesh(self.mesh):
-            return run(weights, seed, numbers, put(labels), float(weight), begin)
-
-    def _checked(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
-        array, classes = np.asarray(labels), self.system.num_classes
-        if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"labels must be a list of whole numbers in [0, {classes}), not {labels!r}."
-            )
-        wrong = array[(array < 0) | (array >= classes)]
-        if wrong.size:
-            raise ValueError(f"labels must lie in [0, {classes}), not {wrong[0]}.")
-        return array.astype(np.int32)
+            return run(weights, seed, numbers, jax.tree.map(put, condition), float(weight), begin)
 
 
 @functools.lru_cache(maxsize=64)
 def sampler(system: System, network: Any, settings: Settings) -> Any:
     """Returns the jitted sampler; one object for each setting, so that JAX finds it compiled."""
 
-    def run(weights, seed, numbers, labels, guidance, edit):
-        params, decoder = weights
+    def run(weights, seed, numbers, condition, guidance, edit):
+        params, frozen, decoder = weights
         key = key_for("sample", seed)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         autoencoder = None if network is None else bind(network, decoder)
@@ -179,9 +177,9 @@ def sampler(system: System, network: Any, settings: Settings) -> Any:
         if edit is not None:
             images, mask = edit
             data = images if autoencoder is None else autoencoder.record(images)
-            tokens = system.entities.cut(data, jax.random.fold_in(key, 0))
+            tokens = system.bound(frozen).entities.cut(data, jax.random.fold_in(key, 0))
             known = Known(tokens, ~system.plan.touched(mask))
-        data = system.sample(params, keys, labels, guidance, settings, known)
+        data = system.sample(params, frozen, keys, condition, guidance, settings, known)
         if autoencoder is not None:
             data = jnp.clip(autoencoder.decode(data), -1, 1)
         return hold(data, "batch")

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxar import (assembly, registry)
-from jaxar.parallel import (axes, sharding)
+from jaxar import assembly, registry
+from jaxar.parallel import axes, sharding
 from jaxar import config as configs
 from jaxar.config import ConfigError
 

@@ -12,7 +12,7 @@ from jaxar import (checkpoint, tree)
 from jaxar.parallel import distributed
 from jaxar.runs import picture
 from jaxar import config as configs
-from jaxar.runs.load import (CONFIG, attached, load_autoencoder, require_same_run)
+from jaxar.runs.load import (CONFIG, load_autoencoder, require_same_run)
 from jaxar.runs.model import (Autoencoder, Model)
 from jaxar.runs.setup import (default_workdir, describe, ends_with_evaluation, open_real, open_source, prepare)
 from jaxar.config import ConfigError
@@ -42,7 +42,8 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
     autoencoder = load_autoencoder(config, ready)
     if autoencoder is not None:
         _require_same_weights(config, autoencoder, getattr(source, "manifest", {}))
-    system = attached(ready.system, autoencoder)
+    system = ready.system
+    frozen = load_frozen(config, system, ready, autoencoder)
     _remember(config, folder)
     passes = config.steps * config.batch_size / len(source)
     say(
@@ -60,7 +61,7 @@ def train(config: Any, *, workdir: str | Path | None = None) -> Model:
         draw(models, folder / f"samples_{step:07}.png")
         _draw_curve(folder)
 
-    state = fit(system, source, config, folder, ready.mesh, preview)
+    state = fit(system, frozen, source, config, folder, ready.mesh, preview)
     trained = model(averaged(state.ema, ready.mesh), int(state.step))
     draw({"average": trained}, folder / SAMPLES)
     _draw_curve(folder)

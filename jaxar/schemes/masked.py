@@ -1,4 +1,4 @@
-"""The context of MAR: tokens are predicted from any set of others, in random order.
+"""The scheme of MAR: tokens are predicted from any set of others, in random order.
 
 In training a random share of the tokens is masked, and the loss is that of the masked ones. In
 sampling every example has its own random order; each iteration reveals the next tokens of it, more
@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.core.known import Known
 from jaxar.core.padding import needed
 from jaxar.core.plan import Plan, unmasking
 from jaxar.core.random import Draws
-from jaxar.heads.base import Known, Turn
-from jaxar.schemes.base import Network, Request
+from jaxar.heads.base import Turn
+from jaxar.schemes.base import BackboneWithHead, Request
 from jaxar.tokenizers.tokens import Entities
-from jaxar.typing import Array, Float, Int
+from jaxar.typing import Array, Float
 
 PARTS = 4
 """Compiled steps of the walk, each for its share of the iterations: early ones keep and draw few
@@ -51,19 +52,17 @@ class Masked:
 
     Attributes:
       entities: Tokens of the latents; each is an entity of its own.
-      num_classes: The label of "no class".
       lowest: Smallest share of masked tokens in training.
       deviation: The share is drawn from N(1, deviation^2) between `lowest` and 1.
     """
 
     entities: Entities
-    num_classes: int
     lowest: float = 0.7
     deviation: float = 0.25
 
     def __post_init__(self):
         if max(self.plan.sizes) > 1:
-            raise ValueError("The masked context draws tokens one by one: choose plan=token.")
+            raise ValueError("The masked scheme draws tokens one by one: choose plan=token.")
         if not 0 < self.lowest < 1 or self.deviation <= 0:
             raise ValueError(
                 f"The lowest share of masked tokens must lie between 0 and 1, its deviation above "
@@ -88,7 +87,7 @@ class Masked:
         masked = 1 + self.deviation * density / (0.5 - (1 + math.erf(z / math.sqrt(2))) / 2)
         return self.plan.tokens * (1 - masked)
 
-    def noise(self, network: Network, key: Array, tokens: Array) -> Masking:
+    def noise(self, network: BackboneWithHead, key: Array, tokens: Array) -> Masking:
         """Returns an order for each example, how many tokens are masked, and the head's draws."""
         order_key, share_key, head_key = jax.random.split(key, 3)
         n = self.plan.tokens
@@ -100,9 +99,9 @@ class Masked:
 
     def loss(
         self,
-        network: Network,
+        network: BackboneWithHead,
         tokens: Array,
-        labels: Int[Array, " b"],
+        condition: Any,
         noise: Masking,
         key: Array | None = None,
     ) -> Float[Array, ""]:
@@ -110,7 +109,7 @@ class Masked:
         n, usual = self.plan.tokens, self.usually_kept
         kept = n - noise.masked
         hidden = network.backbone(
-            tokens, labels, noise.order, kept, self.most_kept, usual=usual, key=key
+            tokens, condition, noise.order, kept, self.most_kept, usual=usual, key=key
         )
         with needed(n - usual, n):
             loss = network.head.loss(hidden, tokens, noise.head, self.plan)
@@ -118,14 +117,14 @@ class Masked:
         weights = (ranks >= kept).astype(jnp.float32)
         return jnp.sum(loss * weights) / jnp.sum(weights)
 
-    def sample(self, network: Network, request: Request) -> Array:
+    def sample(self, network: BackboneWithHead, request: Request) -> Array:
         """Returns the tokens."""
-        plan, batch = self.plan, len(request.labels)
+        plan, batch = self.plan, request.batch
         sizes = np.array(unmasking(plan.tokens, request.settings.iterations or plan.tokens))
         starts = np.cumsum(sizes) - sizes
         # The release counts the tokens that will still be masked, at least one.
         shares = 1 - np.maximum(plan.tokens - starts - sizes, 1) / plan.tokens
-        order, labels = self._order(request), request.both_labels(self.num_classes)
+        order, condition = self._order(request), request.branches
         rows = jnp.arange(batch)[:, None]
         padded = jnp.pad(order, ((0, 0), (0, int(sizes.max()))), constant_values=plan.tokens)
 
@@ -134,12 +133,17 @@ class Masked:
         ) -> tuple[Array, None]:
             i, start, size, share = step
             hidden = network.backbone(
-                request.both(tokens), labels, request.both(order), start, room, usual=usual
+                request.repeated(tokens),
+                condition,
+                request.repeated(order),
+                start,
+                room,
+                usual=usual,
             )
             place = jax.lax.dynamic_slice_in_dim(padded, start, most, 1)
             place = jnp.where(jnp.arange(most) < size, place, plan.tokens)  # written nowhere
             inside = jnp.minimum(place, plan.tokens - 1)
-            chosen = jnp.take_along_axis(hidden, request.both(inside)[..., None], 1)
+            chosen = jnp.take_along_axis(hidden, request.repeated(inside)[..., None], 1)
             known = None
             if request.known is not None:
                 known = Known(*(x[rows, inside] for x in request.known))

@@ -1,4 +1,4 @@
-"""The context of xAR: an entity is seen together with those before it, all noised.
+"""The scheme of xAR: an entity is seen together with those before it, all noised.
 
 In training every entity has its own noise, and the network sees itself and the earlier ones so; in
 sampling, the earlier ones are finished and seen clean, at time 0, through the cache. The network is
@@ -9,16 +9,16 @@ Source: arXiv 2502.20388, section 3.3; OliverRensu/xAR models/xar.py `sample_tok
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from jaxar.core.plan import Layout
+from jaxar.core.cache import rows, write
+from jaxar.core.visibility import Layout
 from jaxar.flow.guidance import guided
 from jaxar.heads.flow import Flow, FlowNoise, solve
-from jaxar.schemes.base import Request, look, write
-from jaxar.schemes.walk import Step, autoregressive
+from jaxar.schemes.base import Request, look
+from jaxar.schemes.walk import EntityStep, autoregressive
 from jaxar.tokenizers.tokens import Entities
-from jaxar.typing import Array, Float, Int
+from jaxar.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,12 +29,10 @@ class Noisy:
 
     Attributes:
       entities: Tokens of the latents.
-      num_classes: The label of "no class".
       flow: What is noised and predicted.
     """
 
     entities: Entities
-    num_classes: int
     flow: Flow
 
     def noise(self, network: Any, key: Array, tokens: Float[Array, "b n c"]) -> FlowNoise:
@@ -51,14 +49,14 @@ class Noisy:
         self,
         network: Any,
         tokens: Float[Array, "b n c"],
-        labels: Int[Array, " b"],
+        condition: Any,
         noise: FlowNoise,
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Returns the mean squared error of the velocities of all noised tokens, in float32."""
         noised, target = self.flow.prepare(tokens, noise, self.entities.plan)
         seen, times, layout = self.inputs(tokens, noised, noise.times)
-        velocity, _ = network(seen, times, labels, layout, key=key)
+        velocity, _ = network(seen, times, condition, layout, key=key)
         velocity = velocity[:, -tokens.shape[1] :].astype(jnp.float32)
         return jnp.mean(jnp.square(velocity - target))
 
@@ -91,11 +89,11 @@ class _Walk:
     With guidance the batch is [conditional; unconditional] wherever the cache is used.
     """
 
-    context: Noisy
+    scheme: Noisy
     network: Any
     request: Request
 
-    def draw(self, state: tuple[Any, Any], step: Step) -> tuple[tuple[Any, Array], Array]:
+    def draw(self, state: tuple[Any, Any], step: EntityStep) -> tuple[tuple[Any, Array], Array]:
         """Returns the state and the tokens of one entity.
 
         State are the cache and the entity before, which is not in the cache yet.
@@ -106,51 +104,45 @@ class _Walk:
         tokens = self._solve(cache, step)
         return (cache, tokens), tokens
 
-    def _solve(self, cache: Any, step: Step) -> Array:
-        context, request = self.context, self.request
-        guide = request.guide_of(step, context.entities.plan.entities)
+    def _solve(self, cache: Any, step: EntityStep) -> Array:
+        scheme, request = self.scheme, self.request
+        guide = request.guide_of(step, scheme.entities.plan.entities)
         layout, seen = look(cache, step.start, step.size, step.visible)
-        batch = len(request.labels)
 
-        def predict(x, t, labels, seen):
-            velocity, _ = self._ask(x, t, labels, layout, seen)
+        def predict(x, t, condition, seen):
+            velocity, _ = self._ask(x, t, condition, layout, seen)
             return velocity.astype(x.dtype)
 
         def velocity(x, t):
             def both():
-                labels = request.both_labels(context.num_classes)
-                return predict(request.both(x), t, labels, seen)
+                return predict(request.repeated(x), t, request.branches, seen)
 
             def alone():
-                return predict(x, t, request.labels, _first(seen, batch))
+                one = None if seen is None else rows(seen, slice(0, request.batch))
+                return predict(x, t, request.condition, one)
 
             return guided(guide, t, both, alone)
 
         return solve(
             velocity,
-            (step.size, context.entities.channels),
+            (step.size, scheme.entities.channels),
             request.settings.draw,
-            context.flow.path,
+            scheme.flow.path,
             request.draws.at(step.entity),
             request.fixed(step.start, step.size),
         )
 
-    def _write(self, cache: Any, tokens: Array, step: Step) -> Any:
+    def _write(self, cache: Any, tokens: Array, step: EntityStep) -> Any:
         """Returns the cache with the keys and values of a finished entity, seen at time 0."""
         size = tokens.shape[1]
         start = step.start - size
         layout, seen = look(cache, start, size, step.visible - size)
-        labels = self.request.both_labels(self.context.num_classes)
-        _, new = self._ask(self.request.both(tokens), jnp.zeros(()), labels, layout, seen, True)
+        tokens, condition = self.request.repeated(tokens), self.request.branches
+        _, new = self._ask(tokens, jnp.zeros(()), condition, layout, seen, True)
         return write(cache, new, start)
 
-    def _ask(self, tokens, t, labels, layout, seen, collect=False):
+    def _ask(self, tokens, t, condition, layout, seen, collect=False):
         times = jnp.broadcast_to(t.astype(jnp.float32), (len(tokens), 1))
         return self.network(
-            tokens.astype(jnp.float32), times, labels, layout, cache=seen, collect=collect
+            tokens.astype(jnp.float32), times, condition, layout, cache=seen, collect=collect
         )
-
-
-def _first(cache: Any, batch: int) -> Any:
-    """Returns the conditional half of a cache; it is whole already where there is no other."""
-    return jax.tree.map(lambda a: a[:, :batch], cache)

@@ -1,4 +1,4 @@
-"""The context of VAR and FlowAR: an entity is seen through what the entities before it say of it.
+"""The scheme of VAR and FlowAR: an entity is seen through what the entities before it say of it.
 
 In training the network gets the inputs of all entities at once, from the data (teacher forcing); in
 sampling those of one entity, made of what was drawn, and writes them to the cache in the same pass.
@@ -12,12 +12,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxar.core.cache import write
 from jaxar.flow.guidance import share_of
 from jaxar.heads.base import Turn
-from jaxar.schemes.base import Network, Request, look, write
-from jaxar.schemes.walk import Step, autoregressive
+from jaxar.schemes.base import BackboneWithHead, Request, look
+from jaxar.schemes.walk import EntityStep, autoregressive
 from jaxar.tokenizers.tokens import Entities
-from jaxar.typing import Array, Float, Int
+from jaxar.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,45 +27,43 @@ class Shifted:
 
     Attributes:
       entities: Tokens, and what they say of later ones.
-      num_classes: The label of "no class".
     """
 
     entities: Entities
-    num_classes: int
 
-    def noise(self, network: Network, key: Array, tokens: Array) -> Any:
+    def noise(self, network: BackboneWithHead, key: Array, tokens: Array) -> Any:
         """Returns the head's randomness."""
         return network.head.noise(key, tokens, self.entities.plan)
 
     def loss(
         self,
-        network: Network,
+        network: BackboneWithHead,
         tokens: Array,
-        labels: Int[Array, " b"],
+        condition: Any,
         noise: Any,
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Returns the mean over all tokens of the head's loss."""
         plan = self.entities.plan
         inputs = self.entities.inputs(tokens)
-        hidden, _ = network.backbone(inputs, labels, plan.layout(), key=key)
+        hidden, _ = network.backbone(inputs, condition, plan.layout(), key=key)
         return jnp.mean(network.head.loss(hidden, tokens, noise, plan))
 
-    def sample(self, network: Network, request: Request) -> Array:
+    def sample(self, network: BackboneWithHead, request: Request) -> Array:
         """Returns the tokens."""
-        plan, batch = self.entities.plan, len(request.labels)
+        plan, entities = self.entities.plan, self.entities
         cache = network.backbone.empty_cache(request.rows, plan.tokens)
-        labels, entities = request.both_labels(self.num_classes), self.entities
+        condition = request.branches
 
-        def draw(state: tuple[Any, Any], step: Step) -> tuple[tuple[Any, Any], Array]:
+        def draw(state: tuple[Any, Any], step: EntityStep) -> tuple[tuple[Any, Any], Array]:
             cache, before = state
             if step.visible == 0:
-                inputs = jnp.zeros((batch, 0, entities.channels))
+                inputs = jnp.zeros((request.batch, 0, entities.channels))
             else:
                 inputs = entities.next_inputs(before, step.entity)
             layout, seen = look(cache, step.start, step.size, step.visible)
             hidden, new = network.backbone(
-                request.both(inputs), labels, layout, cache=seen, collect=True
+                request.repeated(inputs), condition, layout, cache=seen, collect=True
             )
             guide = request.guide_of(step, plan.entities)
             turn = Turn(
@@ -75,8 +74,8 @@ class Shifted:
                 request.settings.draw,
                 request.fixed(step.start, step.size),
             )
-            tokens = network.head.draw(hidden if guide else hidden[:batch], turn)
+            tokens = network.head.draw(hidden if guide else hidden[: request.batch], turn)
             state = write(cache, new, step.start), entities.follow(before, tokens, step.entity)
             return state, tokens
 
-        return autoregressive(plan, draw, (cache, entities.begin(batch)))
+        return autoregressive(plan, draw, (cache, entities.begin(request.batch)))

@@ -39,11 +39,6 @@ class Entities(Protocol):
         """What a head predicts of a token: so many numbers, or one of so many codes."""
         ...
 
-    @property
-    def needs_autoencoder(self) -> bool:
-        """Whether tokens are made with parameters of an autoencoder, which are to be attached."""
-        ...
-
     def attach(self, autoencoder: Any) -> "Entities":
         """Returns these with the parameters of an autoencoder, a bound module."""
         ...
@@ -90,8 +85,6 @@ class Latents:
     tokenizer: Tokenizer
     plan: Plan
     channels: int
-
-    needs_autoencoder = False
 
     @property
     def outcomes(self) -> int:
@@ -155,8 +148,6 @@ class Codes:
     tokenizer: Tokenizer
     quantizer: MultiScaleQuantizer
     plan: Plan
-
-    needs_autoencoder = True
 
     def attach(self, autoencoder: Any) -> "Codes":
         """Returns these with the autoencoder's quantizer."""

@@ -1,7 +1,7 @@
 """The loop around the step: data in, state forward, checkpoints and pictures out."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jaxar import checkpoint, tree
 from jaxar.config import ConfigError
 from jaxar.console import say
-from jaxar.core.keys import key_for
+from jaxar.core.random import key_for
+from jaxar.core.task import Task
 from jaxar.data import loader
 from jaxar.parallel import distributed, sharding
-from jaxar.system import Trainable
 from jaxar.training.interruption import Interruption
 from jaxar.training.memory import averaged, kept_in, state_shardings
 from jaxar.training.progress import Progress
@@ -36,7 +36,8 @@ class DivergedError(RuntimeError):
 
 
 def fit(
-    system: Trainable,
+    system: Task,
+    frozen: Mapping[str, Params],
     source: Any,
     config: Any,
     workdir: Path,
@@ -47,6 +48,7 @@ def fit(
 
     Args:
       system: What is trained.
+      frozen: Parameters of its frozen networks, by name, on the devices.
       source: Training data, see `jaxar.data.source`.
       config: The whole config.
       workdir: Directory for checkpoints and metrics.
@@ -64,7 +66,8 @@ def fit(
     checkpoints = checkpoint.Checkpoints(
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
-    record = {"data": loader.fingerprint(source)}
+    hashes = {name: tree.digest(params, distributed.gathered) for name, params in frozen.items()}
+    record = {"data": loader.fingerprint(source), "frozen": hashes}
     state, start = _begin(training, config.seed, checkpoints, record, mesh)
     if start >= config.steps:
         say("train", f"already at step {start:,} of {config.steps:,}")
@@ -82,7 +85,7 @@ def fit(
     waiting = _Waiting(map(sharding.spread(mesh, config.batch_size), batches))
     batch = next(waiting)
     began = time.monotonic()
-    compiled = compile_step(training.step, state, batch, mesh, training.memory)
+    compiled = compile_step(training.step, state, frozen, batch, mesh, training.memory)
     say("compile", f"training step in {time.monotonic() - began:.1f} s")
 
     writes = distributed.first()
@@ -93,7 +96,7 @@ def fit(
         waiting.take()
         clock = time.monotonic()
         for now in range(start + 1, config.steps + 1):
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, frozen, batch)
             pending.append(metrics)
             if len(pending) > AHEAD:
                 pending[-AHEAD]["loss"].block_until_ready()
@@ -146,13 +149,28 @@ def _begin(training, seed, checkpoints, record, mesh) -> tuple[TrainState, int]:
         params = checkpoints.restore(latest, wanted, part="ema")
         ema = kept_in(jax.tree.map(jnp.copy, params), training.memory.ema)
         return state._replace(params=params, ema=jax.device_put(ema, places.ema)), 0
-    if stored != record:
-        raise ConfigError(
-            f"{checkpoints.folder} was trained on other data (fingerprint {stored['data']}, now "
-            f"{record['data']}): use another --workdir, or the same data."
-        )
+    _require_same(checkpoints.folder, stored, record)
     say("resume", f"from step {latest:,} in {checkpoints.folder.parent}")
     return checkpoints.restore(latest, checkpoint.placed(shapes, places)), latest
+
+
+def _require_same(folder: Path, stored: Any, record: Any) -> None:
+    """Raises ConfigError where a run would go on with other data or another frozen network.
+
+    Runs of the first format do not say which frozen networks they had.
+    """
+    if stored["data"] != record["data"]:
+        raise ConfigError(
+            f"{folder} was trained on other data (fingerprint {stored['data']}, now "
+            f"{record['data']}): use another --workdir, or the same data."
+        )
+    for name, before in stored.get("frozen", {}).items():
+        now = record["frozen"].get(name)
+        if now != before:
+            raise ConfigError(
+                f"{folder} was trained with another {name} (SHA-256 {before}, now {now}): give the "
+                "same weights, or another --workdir."
+            )
 
 
 def _summary(step, values, seconds, batch_size, waited) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxar.system import Trainable
+from jaxar.core.task import Task
 from jaxar.training.memory import PLAIN, Memory, kept_in
 from jaxar.typing import Array, Params
 
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    system: Trainable,
+    system: Task,
     optimizer: optax.GradientTransformation,
     key: Array,
     memory: Memory = PLAIN,

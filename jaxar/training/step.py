@@ -1,6 +1,6 @@
 """One training step: where the loss is taken, the parameters move and the average follows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxar.core.keys import key_for
+from jaxar.core.random import key_for
+from jaxar.core.task import Task
 from jaxar.parallel import axes
-from jaxar.parallel.sharding import batch_sharding, replicated
-from jaxar.system import Trainable
+from jaxar.parallel.sharding import batch_sharding, replicated, shardings
 from jaxar.training.memory import PLAIN, Memory, fetched, narrowed, state_shardings, trim, widened
 from jaxar.training.optim import make_optimizer
 from jaxar.training.state import TrainState, ema_decay, init_state
-from jaxar.typing import Array
+from jaxar.typing import Array, Params
 
-Batch = dict[str, Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+Batch = dict[str, Any]
+Frozen = Mapping[str, Params]
+"""Parameters of frozen networks, by name."""
+TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 class Training(NamedTuple):
@@ -31,11 +33,11 @@ class Training(NamedTuple):
     """
 
     init: Callable[[Array], TrainState]
-    step: Step
+    step: TrainStep
     memory: Memory
 
 
-def training_of(config: Any, system: Trainable) -> Training:
+def training_of(config: Any, system: Task) -> Training:
     """Returns the training of a system by the whole config."""
     memory = Memory(**config.memory)
     optimizer = make_optimizer(config.optimizer, steps=config.steps, batch_size=config.batch_size)
@@ -48,14 +50,14 @@ def training_of(config: Any, system: Trainable) -> Training:
 
 
 def make_step(
-    system: Trainable,
+    system: Task,
     optimizer: optax.GradientTransformation,
     *,
     ema: float,
     seed: int,
     memory: Memory = PLAIN,
-) -> Step:
-    """Returns the pure function (state, batch) -> (state, metrics) of one step.
+) -> TrainStep:
+    """Returns the pure function (state, frozen, batch) -> (state, metrics) of one step.
 
     A loss or gradient that is not finite changes nothing but `step` and `skipped`.
 
@@ -68,9 +70,11 @@ def make_step(
     """
     gradient = _accumulated(system, memory.accumulate)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, frozen: Frozen, batch: Batch
+    ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key_for("train", seed), state.step)
-        (loss, metrics), gradients = gradient(state.params, batch, state.step, key)
+        (loss, metrics), gradients = gradient(state.params, frozen, batch, state.step, key)
         seen = metrics.pop("seen", None)
         norm = optax.tree.norm(gradients)
         before = fetched(state.ema, memory)
@@ -99,9 +103,10 @@ def make_step(
 
 
 def compile_step(
-    step: Step,
+    step: TrainStep,
     state: TrainState,
-    batch: dict[str, Any],
+    frozen: Frozen,
+    batch: Batch,
     mesh: Mesh,
     memory: Memory = PLAIN,
 ) -> jax.stages.Compiled:
@@ -110,6 +115,7 @@ def compile_step(
     Args:
       step: See `make_step`.
       state: The state or its shapes.
+      frozen: Parameters of frozen networks or their shapes, by name.
       batch: A batch or its shapes.
       mesh: Devices.
       memory: That of the step.
@@ -117,12 +123,12 @@ def compile_step(
     places = state_shardings(state, mesh, memory)
     jitted = jax.jit(
         step,
-        in_shardings=(places, batch_sharding(mesh)),
+        in_shardings=(places, shardings(frozen, mesh), batch_sharding(mesh)),
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
-        compiled = jitted.lower(state, batch).compile()
+        compiled = jitted.lower(state, frozen, batch).compile()
     trim()
     return compiled
 
@@ -138,22 +144,22 @@ def _either(which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> A
     return jax.tree.map(lambda a, b: jnp.where(which, a, b), one(), other())
 
 
-def _accumulated(system: Trainable, parts: int) -> Callable[..., Any]:
+def _accumulated(system: Task, parts: int) -> Callable[..., Any]:
     """Returns the function to ((loss, metrics), gradients) of a batch, one part after the other.
 
     Losses are means over examples, so means over equal parts are those of the whole. Every part has
     randomness of its own.
     """
 
-    def whole(params, batch, step, key):
+    def whole(params, frozen, batch, step, key):
         value_and_gradient = jax.value_and_grad(system.loss, has_aux=True)
-        found, gradients = value_and_gradient(params, {**batch, "step": step}, key)
+        found, gradients = value_and_gradient(params, frozen, {**batch, "step": step}, key)
         return found, axes.placed(gradients)
 
-    def summed(params, batch, step, key):
+    def summed(params, frozen, batch, step, key):
         def body(total, part):
             number, rows = part
-            found, gradients = whole(params, rows, step, jax.random.fold_in(key, number))
+            found, gradients = whole(params, frozen, rows, step, jax.random.fold_in(key, number))
             return axes.placed(jax.tree.map(jnp.add, total, gradients)), found
 
         nothing = axes.placed(jax.tree.map(jnp.zeros_like, params))

@@ -13,13 +13,14 @@ import pytest
 
 from jaxar import registry
 from jaxar.core import plan
+from jaxar.core.condition import Label
 from jaxar.flow.guidance import Guidance
 from jaxar.flow.path import Linear
 from jaxar.flow.time import Uniform
 from jaxar.heads.flow import Flow, FlowNoise, Solving
 from jaxar.heads.flow_network import FlowNetwork
 from jaxar.nn.module import bind, params_of
-from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
 from jaxar.systems.image import flowar as table
@@ -27,7 +28,7 @@ from jaxar.systems.image.flowar import FlowAR
 from jaxar.tokenizers.adapters.moments import Moments
 from jaxar.tokenizers.tokens import Latents
 from jaxar.tree import paths
-from tests.given import Given, sample_given
+from tests.given import Given, loss_given, sample_given
 from tests.parity.cases import cases, state_dict
 
 pytestmark = pytest.mark.parity
@@ -46,11 +47,11 @@ def setting(request):
     state = state_dict(case)
     _, c, h, w = case["train/latents"].shape
     scales = plan.scale((h, w), sizes=sizes_of(case))
-    classes = state["class_emb.weight"].shape[0] - 1
-    make = functools.partial(_flowar, scales, c, classes, {k: int(case[k]) for k in CONFIG})
+    label = Label(state["class_emb.weight"].shape[0] - 1)
+    make = functools.partial(_flowar, scales, c, label, {k: int(case[k]) for k in CONFIG})
     template = jax.eval_shape(make, jax.random.key(0))
-    context = Shifted(Latents(Moments(1.0), scales, c), classes)
-    system = System(template, make, context, classes, 0.0, (h, w, 2 * c))
+    scheme = Shifted(Latents(Moments(1.0), scales, c))
+    system = System(template, make, scheme, label, (h, w, 2 * c))
     params = jax.tree.map(jnp.asarray, table.from_state_dict(state, params_of(template)))
     return case, system, params
 
@@ -69,9 +70,9 @@ CONFIG = [
 ]
 
 
-def _flowar(plan, channels, classes, config, key):
+def _flowar(plan, channels, label, config, key):
     width, depth, heads, flow_width, flow_depth, cross = (config[name] for name in CONFIG)
-    trunk = FlowAR(plan, channels, classes, width=width, depth=(depth, depth), heads=heads, key=key)
+    trunk = FlowAR(plan, channels, label, width=width, depth=(depth, depth), heads=heads, key=key)
     head = FlowNetwork(
         plan,
         width,
@@ -83,7 +84,7 @@ def _flowar(plan, channels, classes, config, key):
         cross=bool(cross),
         key=key,
     )
-    return Network(trunk, head)
+    return BackboneWithHead(trunk, head)
 
 
 def drawn(case, system):
@@ -117,7 +118,7 @@ def test_velocity_of_every_token(setting):
         levels = []
         for i, (start, stop) in enumerate(system.plan.spans()):
             own = slice(start, stop)
-            layout = plan.Layout(np.arange(start, stop), (stop - start,), None)
+            layout = Layout(np.arange(start, stop), (stop - start,), None)
             times = noise.times[:, i : i + 1]
             levels.append(head(noised[:, own], times, hidden[:, own], layout))
         return jnp.concatenate(levels, 1)
@@ -129,7 +130,9 @@ def test_velocity_of_every_token(setting):
 
 def test_loss_and_gradients(setting):
     case, system, params = setting
-    loss, gradients = jax.jit(jax.value_and_grad(system.loss_of))(params, *drawn(case, system))
+    loss, gradients = jax.jit(jax.value_and_grad(functools.partial(loss_given, system)))(
+        params, *drawn(case, system)
+    )
     np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
 
     norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradients)))
@@ -194,7 +197,7 @@ def test_buffers_are_ignored_and_the_other_version_is_refused(setting):
 
     config = {k: int(case[k]) for k in CONFIG}
     config["config/cross"] = not config["config/cross"]
-    sizes = system.plan, system.entities.channels, system.num_classes
+    sizes = system.plan, system.entities.channels, system.condition
     other = params_of(jax.eval_shape(lambda key: _flowar(*sizes, config, key), jax.random.key(0)))
     with pytest.raises(ValueError, match=r"unused key flownet\.res_blocks\.0"):
         table.from_state_dict(state, other)

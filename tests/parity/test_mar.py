@@ -14,9 +14,10 @@ import pytest
 from jaxar import config
 from jaxar.assembly import build_system
 from jaxar.core import plan
+from jaxar.core.condition import Label
 from jaxar.heads.diffusion import Denoising, DiffusionHead, Noise
 from jaxar.nn.module import bind, params_of
-from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.schemes.masked import Masked, Masking
 from jaxar.system import System
 from jaxar.systems.image import mar as table
@@ -24,7 +25,7 @@ from jaxar.systems.image.mar import MAR
 from jaxar.tokenizers.adapters.moments import Moments
 from jaxar.tokenizers.tokens import Latents
 from jaxar.tree import count
-from tests.given import Given, sample_given
+from tests.given import Given, loss_given, sample_given
 from tests.parity.cases import cases, state_dict
 
 pytestmark = pytest.mark.parity
@@ -43,10 +44,14 @@ def setting(request):
     tokens = plan.token((h, w))
     make = functools.partial(_network, case, tokens, c)
     template = jax.eval_shape(make, jax.random.key(0))
-    context = Masked(Latents(Moments(1.0), tokens, c), int(case["config/num_classes"]))
-    system = System(template, make, context, context.num_classes, 0.0, (h, w, 2 * c))
+    scheme, label = Masked(Latents(Moments(1.0), tokens, c)), label_of(case)
+    system = System(template, make, scheme, label, (h, w, 2 * c))
     params = jax.tree.map(jnp.asarray, table.from_state_dict(state, params_of(template)))
     return case, system, params
+
+
+def label_of(case):
+    return Label(int(case["config/num_classes"]))
 
 
 def _network(case, tokens, channels, key):
@@ -54,7 +59,7 @@ def _network(case, tokens, channels, key):
     backbone = MAR(
         tokens,
         channels,
-        int(case["config/num_classes"]),
+        label_of(case),
         width=size["width"],
         depth=(size["depth_each"],) * 2,
         heads=size["heads"],
@@ -65,7 +70,7 @@ def _network(case, tokens, channels, key):
     head = DiffusionHead(
         tokens, size["width"], channels, width=width, depth=depth, repeats=1, key=key
     )
-    return Network(backbone, head)
+    return BackboneWithHead(backbone, head)
 
 
 def drawn(case, system):
@@ -82,7 +87,7 @@ def drawn(case, system):
 def conditions(system, params, tokens, labels, noise):
     kept = system.plan.tokens - noise.masked
     backbone = bind(system.network, params).backbone
-    return backbone(tokens, labels, noise.order, kept, system.context.most_kept)
+    return backbone(tokens, labels, noise.order, kept, system.scheme.most_kept)
 
 
 def test_conditions(setting):
@@ -101,7 +106,7 @@ def test_losses(setting):
         return bind(system.network, params).head.loss(hidden, tokens, noise.head, system.plan)
 
     np.testing.assert_allclose(losses(params), case["train/token_loss"], rtol=1e-3, atol=2e-4)
-    loss = jax.jit(system.loss_of)(params, tokens, labels, noise)
+    loss = jax.jit(functools.partial(loss_given, system))(params, tokens, labels, noise)
     np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
 
 

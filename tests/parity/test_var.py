@@ -16,9 +16,10 @@ from jaxar import config as configs
 from jaxar import registry
 from jaxar.assembly import build_system
 from jaxar.core import plan
+from jaxar.core.condition import Label
 from jaxar.heads.categorical import Categorical, Choosing
 from jaxar.nn.module import bind, params_of
-from jaxar.schemes.base import Network, Settings
+from jaxar.schemes.base import BackboneWithHead, Settings
 from jaxar.schemes.shifted import Shifted
 from jaxar.system import System
 from jaxar.systems.image import var as table
@@ -28,7 +29,7 @@ from jaxar.tokenizers.tokens import Codes
 from jaxar.training.optim import decayed, learning_rate, weight_decay
 from jaxar.tree import count, paths
 from jaxar.weights.tables import WeightsError
-from tests.given import Given, sample_given
+from tests.given import Given, loss_given, sample_given
 from tests.parity.cases import FOLDER, cases, state_dict, vq_autoencoder
 
 pytestmark = pytest.mark.parity
@@ -44,21 +45,21 @@ def setting(request):
     tokenizer = vq_autoencoder(case)
     scales = plan.scale(tokenizer.quantizer.grid, sizes=case["config/patch_nums"].tolist())
     entities = Codes(FeatureMap(), tokenizer.quantizer, scales)
-    classes = int(case["config/num_classes"])
-    make = functools.partial(_network, case, entities, classes)
+    label = Label(int(case["config/num_classes"]))
+    make = functools.partial(_network, case, entities, label)
     template = jax.eval_shape(make, jax.random.key(0))
     shape = (*scales.grid, entities.channels)
-    system = System(template, make, Shifted(entities, classes), classes, 0.0, shape)
+    system = System(template, make, Shifted(entities), label, shape)
     params = registry.convert("var", state_dict(case, "var"), params_of(template))
     return case, system, jax.tree.map(jnp.asarray, params), tokenizer
 
 
-def _network(case, entities, classes, key):
+def _network(case, entities, label, key):
     width, depth, heads = (int(case[f"config/{name}"]) for name in ("width", "depth", "heads"))
     backbone = VAR(
         entities.plan,
         entities.channels,
-        classes,
+        label,
         width=width,
         depth=depth,
         heads=heads,
@@ -66,7 +67,7 @@ def _network(case, entities, classes, key):
         shared_modulation=bool(case["config/shared_aln"]),
         key=key,
     )
-    return Network(backbone, Categorical(entities.plan, width, entities.outcomes, key=key))
+    return BackboneWithHead(backbone, Categorical(entities.plan, width, entities.outcomes, key=key))
 
 
 def predicted(system, params, inputs, labels):
@@ -97,7 +98,9 @@ def test_tokens_and_loss(setting):
         pytest.skip("two codes are equally near: tests/parity/test_vq_vae.py compares them")
     likelihood = jax.nn.log_softmax(case["logits"].astype(np.float64), -1)
     expected = -np.take_along_axis(np.asarray(likelihood), case["codes"][..., None], -1).mean()
-    loss = jax.jit(system.loss_of)(params, codes, jnp.asarray(case["labels"]), ())
+    loss = jax.jit(functools.partial(loss_given, system))(
+        params, codes, jnp.asarray(case["labels"]), ()
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxar.core import plan
+from jaxar.core.condition import Label
 from jaxar.flow.path import Linear
 from jaxar.flow.time import LogitNormal
 from jaxar.heads.flow import Flow, FlowNoise, Solving
@@ -24,7 +25,7 @@ from jaxar.systems.image.xar import XAR
 from jaxar.tokenizers.adapters.moments import Moments
 from jaxar.tokenizers.tokens import Latents
 from jaxar.tree import paths
-from tests.given import Given, sample_given
+from tests.given import Given, loss_given, sample_given
 from tests.parity.cases import cases, state_dict
 
 pytestmark = pytest.mark.parity
@@ -45,19 +46,19 @@ def setting(request):
     _, h, w, c = latents.shape
     cells = plan.cell((h, w), height=h // CELLS, width=w // CELLS)
     depth = int(case["config/depth_each"])
-    classes = state["class_emb.weight"].shape[0] - 1
+    label = Label(state["class_emb.weight"].shape[0] - 1)
     make = functools.partial(
-        _xar, cells, c, classes, int(case["config/width"]), depth, int(case["config/heads"])
+        _xar, cells, c, label, int(case["config/width"]), depth, int(case["config/heads"])
     )
     template = jax.eval_shape(make, jax.random.key(0))
-    context = Noisy(Latents(Moments(1.0), cells, c), classes, Flow(Linear(), LogitNormal()))
-    system = System(template, make, context, classes, 0.0, (h, w, 2 * c))
+    scheme = Noisy(Latents(Moments(1.0), cells, c), Flow(Linear(), LogitNormal()))
+    system = System(template, make, scheme, label, (h, w, 2 * c))
     params = jax.tree.map(jnp.asarray, table.from_state_dict(state, params_of(template)))
     return case, system, params
 
 
-def _xar(cells, channels, classes, width, depth, heads, key):
-    return XAR(cells, channels, classes, width=width, depth=(depth, depth), heads=heads, key=key)
+def _xar(cells, channels, label, width, depth, heads, key):
+    return XAR(cells, channels, label, width=width, depth=(depth, depth), heads=heads, key=key)
 
 
 def drawn(case, system):
@@ -71,8 +72,8 @@ def drawn(case, system):
 def test_prediction(setting):
     case, system, params = setting
     tokens, labels, noise = drawn(case, system)
-    noised, _ = system.context.flow.prepare(tokens, noise, system.plan)
-    seen, times, layout = system.context.inputs(tokens, noised, noise.times)
+    noised, _ = system.scheme.flow.prepare(tokens, noise, system.plan)
+    seen, times, layout = system.scheme.inputs(tokens, noised, noise.times)
 
     @jax.jit
     def predict(params):
@@ -84,7 +85,9 @@ def test_prediction(setting):
 
 def test_loss_and_gradients(setting):
     case, system, params = setting
-    loss, gradients = jax.jit(jax.value_and_grad(system.loss_of))(params, *drawn(case, system))
+    loss, gradients = jax.jit(jax.value_and_grad(functools.partial(loss_given, system)))(
+        params, *drawn(case, system)
+    )
     np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
 
     norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradients)))

@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxar.core.plan import Layout, Plan
+from jaxar.core.condition import Condition, classes_of
+from jaxar.core.plan import Plan
+from jaxar.core.visibility import Layout
 from jaxar.nn import layers
+from jaxar.nn.compute import PLAIN, Compute, Dropout
 from jaxar.nn.rope import rotary_at, rotary_table
-from jaxar.nn.stacks import Cache, TwoStacks, gated_block
-from jaxar.nn.transformer import PLAIN, Compute, Dropout
+from jaxar.nn.stacks import Stacks, TwoStacks, gated_block
 from jaxar.systems.image.xar import BLOCK
 from jaxar.tree import paths
 from jaxar.typing import Array, Float, Int
@@ -30,7 +32,7 @@ class FlowAR(TwoStacks):
         self,
         plan: Plan,
         channels: int,
-        num_classes: int,
+        condition: Condition,
         *,
         width: int,
         depth: tuple[int, int],
@@ -55,7 +57,7 @@ class FlowAR(TwoStacks):
         )
         self.plan, self.width, self.head = plan, width, width // heads
         self.embed = layers.Linear(channels, width, key=embed)
-        self.classes = layers.Table(num_classes + 1, width, key=classes)
+        self.classes = layers.Table(classes_of(condition, "FlowAR") + 1, width, key=classes)
         self.out_positions = layers.Table(plan.tokens, width, key=positions)
         rotary_table(plan.positions[:1], self.head)  # heads it does not fit are found here
 
@@ -65,17 +67,17 @@ class FlowAR(TwoStacks):
         labels: Int[Array, " b"],
         layout: Layout,
         *,
-        cache: Cache | None = None,
+        cache: Stacks | None = None,
         collect: bool = False,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], Cache | None]:
+    ) -> tuple[Float[Array, "b n d"], Stacks | None]:
         """Returns float32 hidden vectors, and with `collect` the keys and values of these tokens.
 
         Args:
           inputs: What precedes each token, but those of the first entity: m is n less its tokens
             where the layout begins with it, else n.
-          labels: Classes in [0, num_classes]; num_classes stands for "no class".
-          layout: Places, segments and mask of these tokens.
+          labels: Value of the condition: classes, the last number for "no class".
+          layout: Places, segments and visibility of these tokens.
           cache: Keys and values of earlier tokens.
           collect: Whether to return keys and values.
           key: Randomness of dropout, or None for none.
@@ -90,7 +92,7 @@ class FlowAR(TwoStacks):
             self.shared(
                 sizes=(sum(layout.sizes),),
                 rope=rotary_at(self.plan.positions, self.head, layout.place),
-                mask=layout.mask,
+                sees=layout.sees,
                 collect=collect,
             ),
             cache=cache,

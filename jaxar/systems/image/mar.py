@@ -13,14 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxar.core.condition import Condition, classes_of
 from jaxar.core.padding import needed
 from jaxar.core.plan import Plan
+from jaxar.core.visibility import Visibility, present
 from jaxar.nn import layers
 from jaxar.nn.attention import Attention
+from jaxar.nn.compute import PLAIN, Compute, Dropout
 from jaxar.nn.module import Param
 from jaxar.nn.stacks import TwoStacks
-from jaxar.nn.transformer import PLAIN, Compute, Dropout, PlainBlock
+from jaxar.nn.transformer import PlainBlock
 from jaxar.typing import Array, Float, Int
 from jaxar.weights.tables import Row, convert, linear
 
@@ -32,7 +36,7 @@ class MAR(TwoStacks):
         self,
         plan: Plan,
         channels: int,
-        num_classes: int,
+        condition: Condition,
         *,
         width: int,
         depth: tuple[int, int],
@@ -49,7 +53,7 @@ class MAR(TwoStacks):
         Args:
           plan: Its tokens; they are numbered in the order of its sequence.
           channels: Numbers in a token.
-          num_classes: Classes; one more vector stands for "no class".
+          condition: A label; one more vector stands for "no class".
           width: Width of both stacks.
           depth: Layers of encoder and decoder.
           heads: Attention heads.
@@ -87,7 +91,7 @@ class MAR(TwoStacks):
         )
         self.plan, self.buffer, self.width = plan, buffer, width
         self.embed = layers.Linear(channels, width, key=embed)
-        self.classes = layers.Table(num_classes, width, key=classes)
+        self.classes = layers.Table(classes_of(condition, "MAR"), width, key=classes)
         self.no_class = Param(0.02 * jax.random.normal(no_class, (width,)))
         self.mask = Param(0.02 * jax.random.normal(mask, (width,)))
         self.out_positions = layers.Table(plan.tokens, width, key=positions)
@@ -107,7 +111,7 @@ class MAR(TwoStacks):
 
         Args:
           tokens: All tokens; those that are not kept do not matter.
-          labels: Classes in [0, num_classes]; num_classes stands for "no class".
+          labels: Value of the condition: classes, the last number for "no class".
           order: Numbers of the tokens, for each example its own permutation.
           kept: How many tokens are kept, the first of the order, at most `room`; may be traced.
           room: Tokens that the encoder has room for; fixed.
@@ -122,13 +126,14 @@ class MAR(TwoStacks):
         buffer = jnp.broadcast_to(jnp.arange(self.buffer), (batch, self.buffer))
         place = jnp.concatenate([buffer, self.buffer + there], 1)
         seen = jnp.concatenate([jnp.ones(self.buffer, bool), is_there])
+        there_alone = Visibility(present, (np.zeros(len(seen), np.int32),), (seen,))
 
         usual = room if usual is None else usual
         with needed(usual, room):
             x = self.embed(tokens[rows, there])
         with needed(self.buffer + usual, self.buffer + room):
             x = jnp.concatenate([self._class_tokens(labels), x], 1)
-            x, _ = self.encode(x, place, None, self.shared(mask=seen[None]), key=first)
+            x, _ = self.encode(x, place, None, self.shared(sees=there_alone), key=first)
             x = self.between(x)
 
         grid = jnp.broadcast_to(self.mask[...], (batch, n, self.width))

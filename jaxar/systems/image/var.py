@@ -13,11 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar.core.plan import Layout, Plan
+from jaxar.core.cache import Cache
+from jaxar.core.condition import Condition, classes_of
+from jaxar.core.plan import Plan
+from jaxar.core.visibility import Layout
 from jaxar.nn import layers
-from jaxar.nn.attention import Attention, CosineAttention, KeyValue
+from jaxar.nn.attention import Attention, CosineAttention
+from jaxar.nn.compute import PLAIN, Compute, Dropout, Pass
 from jaxar.nn.module import Module
-from jaxar.nn.transformer import PLAIN, Block, Compute, Dropout, Offset, Pass, Transformer
+from jaxar.nn.transformer import Block, Offset, Transformer
 from jaxar.tree import paths
 from jaxar.typing import Array, Float, Int
 from jaxar.weights.tables import Row, convert, linear, same
@@ -34,7 +38,7 @@ class VAR(Module):
         self,
         plan: Plan,
         channels: int,
-        num_classes: int,
+        condition: Condition,
         *,
         width: int,
         depth: int,
@@ -54,7 +58,7 @@ class VAR(Module):
         Args:
           plan: Entities and their order; sets the length of the sequence.
           channels: Numbers in an input, those of a code's vector.
-          num_classes: Classes; one more embedding stands for "no class".
+          condition: A label; one more vector stands for "no class".
           width: Of the tokens; 64 depth in the release.
           depth: Layers.
           heads: Attention heads.
@@ -70,14 +74,14 @@ class VAR(Module):
           compute: How blocks compute.
           key: Randomness of the initial values.
         """
-        keys = iter(jax.random.split(key, 9))
+        keys, known = iter(jax.random.split(key, 9)), classes_of(condition, "VAR")
         std = math.sqrt(1 / width / 3)
         law = layers.normal(std)
         self.plan = plan
         self.rates = Dropout(attention_dropout, dropout, drop_path)
         self.compute = compute
         self.embed = layers.Linear(channels, width, key=next(keys), init=law)
-        self.classes = layers.Table(num_classes + 1, width, key=next(keys), std=std)
+        self.classes = layers.Table(known + 1, width, key=next(keys), std=std)
         self.start = layers.Table(plan.sizes[0], width, key=next(keys), std=std)
         self.positions = layers.Table(plan.tokens, width, key=next(keys), std=std)
         self.levels = layers.Table(plan.entities, width, key=next(keys), std=std)
@@ -101,10 +105,10 @@ class VAR(Module):
         labels: Int[Array, " b"],
         layout: Layout,
         *,
-        cache: KeyValue | None = None,
+        cache: Cache | None = None,
         collect: bool = False,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n d"], KeyValue | None]:
+    ) -> tuple[Float[Array, "b n d"], Cache | None]:
         """Returns float32 hidden vectors, and with `collect` the keys and values of these tokens.
 
         See `FlowAR` for the arguments.
@@ -120,7 +124,7 @@ class VAR(Module):
             condition if self.shared is None else self.shared(condition),
             Pass(
                 sizes=(sum(layout.sizes),),
-                mask=layout.mask,
+                sees=layout.sees,
                 compute=self.compute,
                 rates=self.rates,
                 collect=collect,
@@ -131,7 +135,7 @@ class VAR(Module):
         scale, shift = jnp.moveaxis(self.head_modulation(condition), 2, 0)
         return layers.modulate(layers.layer_norm(x), scale, shift), kept
 
-    def empty_cache(self, batch: int, tokens: int) -> KeyValue:
+    def empty_cache(self, batch: int, tokens: int) -> Cache:
         """Returns a cache with room for `tokens` tokens, in the compute dtype."""
         return self.blocks.empty_cache(batch, tokens, self.compute.type)
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 
-from jaxar.core.plan import Layout, Plan
+from jaxar.core.condition import Condition, classes_of
+from jaxar.core.plan import Plan
+from jaxar.core.visibility import Layout
 from jaxar.nn import layers
+from jaxar.nn.compute import PLAIN, Compute, Dropout
 from jaxar.nn.rope import rotary_at, rotary_table
-from jaxar.nn.stacks import Cache, TwoStacks, gated_block
-from jaxar.nn.transformer import PLAIN, Compute, Dropout
+from jaxar.nn.stacks import Stacks, TwoStacks, gated_block
 from jaxar.typing import Array, Float, Int
 from jaxar.weights.tables import Row, convert, linear
 
@@ -21,14 +23,14 @@ from jaxar.weights.tables import Row, convert, linear
 class XAR(TwoStacks):
     """Velocity of every token, given noised tokens, the time of each entity and a class.
 
-    Both stacks see the same mask. Positions are learned, once for each stack, and rotary.
+    Both stacks see the same entities. Positions are learned, once for each stack, and rotary.
     """
 
     def __init__(
         self,
         plan: Plan,
         channels: int,
-        num_classes: int,
+        condition: Condition,
         *,
         width: int,
         depth: tuple[int, int],
@@ -46,7 +48,7 @@ class XAR(TwoStacks):
         Args:
           plan: Entities and their order; sets the length of the sequence and its positions.
           channels: Numbers in a token.
-          num_classes: Classes; one more embedding stands for "no class".
+          condition: A label; one more vector stands for "no class".
           width: Width of both stacks.
           depth: Layers of encoder and decoder.
           heads: Attention heads; the width of a head must be a multiple of 4.
@@ -71,7 +73,7 @@ class XAR(TwoStacks):
         )
         self.plan, self.head = plan, width // heads
         self.embed = layers.Linear(channels, width, key=embed)
-        self.classes = layers.Table(num_classes + 1, width, key=classes)
+        self.classes = layers.Table(classes_of(condition, "xAR") + 1, width, key=classes)
         self.time = layers.TimeEmbedding(width, scale=time_scale, truncate=truncate_time, key=time)
         self.predict = layers.Linear(width, channels, key=predict)
         rotary_table(plan.positions[:1], self.head)  # heads it does not fit are found here
@@ -83,17 +85,17 @@ class XAR(TwoStacks):
         labels: Int[Array, " b"],
         layout: Layout,
         *,
-        cache: Cache | None = None,
+        cache: Stacks | None = None,
         collect: bool = False,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b n c"], Cache | None]:
+    ) -> tuple[Float[Array, "b n c"], Stacks | None]:
         """Returns float32 velocities, and with `collect` the keys and values of these tokens.
 
         Args:
           tokens: Noised tokens.
           times: One time in [0, 1] for each segment of the layout.
-          labels: Classes in [0, num_classes]; num_classes stands for "no class".
-          layout: Places, segments and mask of these tokens.
+          labels: Value of the condition: classes, the last number for "no class".
+          layout: Places, segments and visibility of these tokens.
           cache: Keys and values of m - n earlier tokens.
           collect: Whether to return keys and values.
           key: Randomness of dropout, or None for none.
@@ -105,7 +107,7 @@ class XAR(TwoStacks):
             self.shared(
                 sizes=layout.sizes,
                 rope=rotary_at(self.plan.positions, self.head, layout.place),
-                mask=layout.mask,
+                sees=layout.sees,
                 collect=collect,
             ),
             cache=cache,

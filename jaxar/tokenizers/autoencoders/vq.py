@@ -13,7 +13,7 @@ from jaxar.nn.layers import DTYPES
 from jaxar.nn.module import Module
 from jaxar.nn.pyramid import Decoder, Encoder
 from jaxar.tokenizers.autoencoders import kl
-from jaxar.tokenizers.quantizers.residual import Codes, MultiScaleQuantizer
+from jaxar.tokenizers.quantizers.residual import LevelCodes, MultiScaleQuantizer
 from jaxar.tokenizers.quantizers.vector import Quantizer
 from jaxar.tree import paths
 from jaxar.typing import Array, Float
@@ -126,7 +126,7 @@ class VQAutoencoder(Module):
         """Returns what a cache keeps of images: the features."""
         return self.features(images)
 
-    def encode(self, images: Float[Array, "b h w c"]) -> Codes:
+    def encode(self, images: Float[Array, "b h w c"]) -> LevelCodes:
         """Returns the codes of images in [-1, 1] by level, from coarse to fine.
 
         Raises:

@@ -28,7 +28,7 @@ from jaxar.nn.module import Module, Series
 from jaxar.tokenizers.quantizers.vector import Quantizer, fit, straight_through
 from jaxar.typing import Array, Float, Int
 
-Codes = tuple[Array, ...]
+LevelCodes = tuple[Array, ...]
 """For each level the codes of its grid, (b, h, w) int32."""
 
 
@@ -79,7 +79,7 @@ class MultiScaleQuantizer(Module):
         """The grid (height, width) of the map."""
         return self.grids[-1]
 
-    def encode(self, features: Float[Array, "b h w c"]) -> Codes:
+    def encode(self, features: Float[Array, "b h w c"]) -> LevelCodes:
         """Returns the codes of each level, (1). No gradient passes.
 
         Raises:
@@ -87,7 +87,7 @@ class MultiScaleQuantizer(Module):
         """
         return self._walk(features)[0]
 
-    def decode(self, codes: Codes) -> Float[Array, "b h w c"]:
+    def decode(self, codes: LevelCodes) -> Float[Array, "b h w c"]:
         """Returns what the first levels stand for, f_k for k of them: at least one.
 
         Raises:
@@ -95,7 +95,7 @@ class MultiScaleQuantizer(Module):
         """
         return self.partial(codes)[-1]
 
-    def partial(self, codes: Codes) -> list[Float[Array, "b h w c"]]:
+    def partial(self, codes: LevelCodes) -> list[Float[Array, "b h w c"]]:
         """Returns f_1, f_2, ... of the given first levels.
 
         Raises:
@@ -127,7 +127,7 @@ class MultiScaleQuantizer(Module):
         """Returns the input of a level, (4), from what the levels before it stand for."""
         return resize_area(total, self.grids[level])
 
-    def teacher_forcing(self, codes: Codes) -> Float[Array, "b n c"]:
+    def teacher_forcing(self, codes: LevelCodes) -> Float[Array, "b n c"]:
         """Returns (4) for all levels but the first, in raster order, one after the other.
 
         The codes of the last level do not matter: n is the number of codes less those of level 0.
@@ -141,7 +141,7 @@ class MultiScaleQuantizer(Module):
 
     def quantize(
         self, features: Float[Array, "b h w c"], used: Int[Array, " b"] | None = None
-    ) -> tuple[Codes, Float[Array, "b h w c"], Float[Array, ""]]:
+    ) -> tuple[LevelCodes, Float[Array, "b h w c"], Float[Array, ""]]:
         """Returns the codes, f_K with a gradient straight through, and (5) plus the penalty.
 
         Codebook and phis learn from the loss alone.
@@ -167,11 +167,11 @@ class MultiScaleQuantizer(Module):
         _, _, residuals = self._walk(jax.lax.stop_gradient(features))
         self.quantizer.settle([x.reshape(-1, self.channels) for x in residuals], key)
 
-    def join(self, codes: Codes) -> Int[Array, "b n"]:
+    def join(self, codes: LevelCodes) -> Int[Array, "b n"]:
         """Returns the codes of all levels as one sequence, each level in raster order."""
         return jnp.concatenate([own.reshape(len(own), -1) for own in codes], 1)
 
-    def split(self, sequence: Array) -> Codes:
+    def split(self, sequence: Array) -> LevelCodes:
         """Returns codes (b, n), or weights of codes (b, n, v), by level: the inverse of `join`.
 
         Raises:
@@ -192,7 +192,7 @@ class MultiScaleQuantizer(Module):
             return self.quantizer.embed(codes)
         return codes @ self.quantizer.embed(jnp.arange(self.vocabulary))
 
-    def _walk(self, features: Array) -> tuple[Codes, list[Array], list[Array]]:
+    def _walk(self, features: Array) -> tuple[LevelCodes, list[Array], list[Array]]:
         """Returns the codes, f_k, and r_k of every level."""
         if features.shape[1:] != (*self.grid, self.channels):
             raise ValueError(
