@@ -139,6 +139,7 @@ def test_the_share_of_masked_tokens(setting, lowest, deviation):
     assert masked.min() >= math.ceil(32 * lowest) == 32 - context.most_kept
     assert masked.max() == 32
     law = truncnorm((lowest - 1) / deviation, 0, loc=1, scale=deviation)
+    assert context.usually_kept == pytest.approx(32 * (1 - law.mean()))
     for count in range(33 - context.most_kept, 32):
         wanted = law.cdf(count / 32)
         error = 4 * math.sqrt(wanted * (1 - wanted) / len(masked))

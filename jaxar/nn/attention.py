@@ -2,6 +2,7 @@
 
 import functools
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxar.core.cache import KeyValue, Past
+from jaxar.core.padding import needed
 from jaxar.core.visibility import Visibility, present
 from jaxar.nn import kernel
 from jaxar.nn.compute import Pass
@@ -67,7 +69,15 @@ def attend(
         how = _by_kernel
     elif way == "blocked" or (way == "auto" and n * m > MOST):
         how = _in_blocks
-    return how(q, k, v, past, sees, rope, scale, rate, key)
+    with _counted(sees, n * m):
+        return how(q, k, v, past, sees, rope, scale, rate, key)
+
+
+def _counted(sees: Visibility | None, pairs: int) -> AbstractContextManager[Any]:
+    """Returns a context that says which share is visible of more pairs than anyone evaluates."""
+    if sees is None or pairs <= MOST or not sees.static:
+        return nullcontext()
+    return needed(sees.pairs(), pairs)
 
 
 def _densely(q, k, v, past, sees, rope, scale, rate, key):

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxar.checks import above, between, require, whole
 from jaxar.core.known import Known
+from jaxar.core.padding import needed
 from jaxar.core.plan import Plan, unmasking
 from jaxar.core.random import Draws
 from jaxar.flow.guidance import Guided
@@ -94,6 +95,14 @@ class Masked:
         """Tokens that training keeps at most."""
         return self.plan.tokens - math.ceil(self.plan.tokens * self.lowest)
 
+    @property
+    def usually_kept(self) -> float:
+        """Tokens that training keeps on average, by the mean of the share that is masked."""
+        z = (self.lowest - 1) / self.deviation
+        density = (math.exp(-z * z / 2) - 1) / math.sqrt(2 * math.pi)
+        masked = 1 + self.deviation * density / (0.5 - (1 + math.erf(z / math.sqrt(2))) / 2)
+        return self.plan.tokens * (1 - masked)
+
     def noise(self, network: BackboneWithHead, key: Array, tokens: Array) -> Masking:
         """Returns an order for each example, how many tokens are masked, and the head's draws."""
         order_key, share_key, head_key = jax.random.split(key, 3)
@@ -113,10 +122,13 @@ class Masked:
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Returns the mean of the head's loss over the masked tokens."""
-        n = self.plan.tokens
+        n, usual = self.plan.tokens, self.usually_kept
         kept = n - noise.masked
-        hidden = network.backbone(tokens, condition, noise.order, kept, self.most_kept, key=key)
-        loss = network.head.loss(hidden, tokens, noise.head, self.plan)
+        hidden = network.backbone(
+            tokens, condition, noise.order, kept, self.most_kept, usual=usual, key=key
+        )
+        with needed(n - usual, n):
+            loss = network.head.loss(hidden, tokens, noise.head, self.plan)
         ranks = jnp.argsort(noise.order, -1)
         weights = (ranks >= kept).astype(jnp.float32)
         return jnp.sum(loss * weights) / jnp.sum(weights)
@@ -132,10 +144,17 @@ class Masked:
         rows = jnp.arange(batch)[:, None]
         padded = jnp.pad(order, ((0, 0), (0, int(sizes.max()))), constant_values=plan.tokens)
 
-        def reveal(tokens: Array, step: Any, room: int, most: int) -> tuple[Array, None]:
+        def reveal(
+            tokens: Array, step: Any, room: int, usual: float, most: int, due: float
+        ) -> tuple[Array, None]:
             i, start, size, share = step
             hidden = network.backbone(
-                request.repeated(tokens), condition, request.repeated(order), start, room
+                request.repeated(tokens),
+                condition,
+                request.repeated(order),
+                start,
+                room,
+                usual=usual,
             )
             place = jax.lax.dynamic_slice_in_dim(padded, start, most, 1)
             place = jnp.where(jnp.arange(most) < size, place, plan.tokens)  # written nowhere
@@ -146,14 +165,20 @@ class Masked:
                 known = Known(*(x[rows, inside] for x in request.known))
             guide, draws = request.guide(share), request.draws.at(i)
             turn = Turn(inside, share, guide, draws, request.settings.draw, known)
-            drawn = network.head.draw(chosen, turn)
+            with needed(due, most):
+                drawn = network.head.draw(chosen, turn)
             return tokens.at[rows, place].set(drawn, mode="drop"), None
 
         tokens = jnp.zeros((batch, plan.tokens, self.entities.channels))
         for part in np.array_split(np.arange(len(sizes)), min(PARTS, len(sizes))):
             steps = part, starts[part], sizes[part], shares[part].astype(np.float32)
-            room, most = int(starts[part[-1]]), int(sizes[part].max())
-            body = functools.partial(reveal, room=room, most=most)
+            body = functools.partial(
+                reveal,
+                room=int(starts[part[-1]]),
+                usual=float(starts[part].mean()),
+                most=int(sizes[part].max()),
+                due=float(sizes[part].mean()),
+            )
             tokens, _ = jax.lax.scan(body, tokens, jax.tree.map(jnp.asarray, steps))
         return tokens
 

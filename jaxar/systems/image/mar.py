@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxar.checks import require, whole
 from jaxar.core.condition import Condition, classes_of
+from jaxar.core.padding import needed
 from jaxar.core.plan import Plan
 from jaxar.core.visibility import Visibility, present
 from jaxar.nn import layers
@@ -105,6 +106,7 @@ class MAR(TwoStacks):
         kept: Array | int,
         room: int,
         *,
+        usual: float | None = None,
         key: Array | None = None,
     ) -> Float[Array, "b n d"]:
         """Returns float32 hidden vectors of all tokens.
@@ -115,6 +117,7 @@ class MAR(TwoStacks):
           order: Numbers of the tokens, for each example its own permutation.
           kept: How many tokens are kept, the first of the order, at most `room`; may be traced.
           room: Tokens that the encoder has room for; fixed.
+          usual: How many are kept on average, for those who count operations; `room` by default.
           key: Randomness of dropout, or None for none.
         """
         batch, n, _ = tokens.shape
@@ -127,9 +130,13 @@ class MAR(TwoStacks):
         seen = jnp.concatenate([jnp.ones(self.buffer, bool), is_there])
         there_alone = Visibility(present, (np.zeros(len(seen), np.int32),), (seen,))
 
-        x = jnp.concatenate([self._class_tokens(labels), self.embed(tokens[rows, there])], 1)
-        x, _ = self.encode(x, place, None, self.shared(sees=there_alone), key=first)
-        x = self.between(x)
+        usual = room if usual is None else usual
+        with needed(usual, room):
+            x = self.embed(tokens[rows, there])
+        with needed(self.buffer + usual, self.buffer + room):
+            x = jnp.concatenate([self._class_tokens(labels), x], 1)
+            x, _ = self.encode(x, place, None, self.shared(sees=there_alone), key=first)
+            x = self.between(x)
 
         grid = jnp.broadcast_to(self.mask[...], (batch, n, self.width))
         target = jnp.where(is_there, there, n)  # what is not there is written nowhere
