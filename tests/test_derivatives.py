@@ -11,6 +11,7 @@ import pytest
 from jaxar import axes, sharding
 from jaxar import config as configs
 from jaxar.api import loading, setup
+from jaxar.core.visibility import from_mask
 from jaxar.flow.diffusion import Diffusion
 from jaxar.nn import attention
 from jaxar.nn.module import params_of
@@ -67,11 +68,12 @@ def prepared(name, way, folder):
     config = configs.override(base, [*words, "batch_size=2", f"mesh.fsdp={fsdp}"])
     config = with_autoencoder(config, folder / "autoencoder")
     ready = setup.prepare(config, training=True, devices=jax.devices()[:fsdp])
-    system = loading.attached(ready.system, loading.load_autoencoder(config, ready))
+    system, autoencoder = ready.system, loading.load_autoencoder(config, ready)
+    frozen = loading.load_frozen(config, system, ready, autoencoder)
 
     def loss(params, data):
-        batch = {"data": data, "label": jnp.arange(2), "step": jnp.int32(1)}
-        return system.loss(params, batch, KEY)[0]
+        batch = {"data": data, "condition": jnp.arange(2), "step": jnp.int32(1)}
+        return system.loss(params, frozen, batch, KEY)[0]
 
     rng, template = np.random.default_rng(3), params_of(system.network)
     places = sharding.shardings(template, ready.mesh), sharding.batch_sharding(ready.mesh)
@@ -196,7 +198,8 @@ def test_tangents_of_the_kernel_and_their_gradients_are_those_of_the_dense_way(s
     )
     places = np.arange(2 * n).reshape(n, 2)
     rope = jnp.asarray(rotary_table(places, width)) if n == m else None
-    more = dict(mask=np.tri(n, m, m - n, dtype=bool), rope=rope, rate=0.3, key=KEY)
+    sees = from_mask(np.tri(n, m, m - n, dtype=bool))
+    more = dict(sees=sees, rope=rope, rate=0.3, key=KEY)
 
     def found(way):
         def forward(*inputs):
