@@ -1,6 +1,6 @@
 """A small xAR on the latents of a small autoencoder: the whole way of the large models, in minutes.
 
-python -m jaxar.main --config=configs/kl_glyphs.py
+python -m jaxar.main --config=kl_glyphs
 python -m jaxar.main --config=configs/xar_glyphs.py --mode=encode \
         --source='glyphs(size=32, num_classes=36, count=4000)' --output=runs/glyph_latents
 python -m jaxar.main --config=configs/xar_glyphs.py

@@ -82,7 +82,7 @@ def row(path: Path) -> tuple[str, ...] | None:
     system = build_system(config)
     count = tree.count(jax.eval_shape(system.init, jax.random.key(0)))
     return (
-        f"[`{path.stem}`](../configs/{path.name})",
+        f"[`{path.stem}`](../{path.relative_to(ROOT).as_posix()})",
         entity(config, system.plan),
         tokenizer(config),
         config.head.name.replace("_", " "),

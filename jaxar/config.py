@@ -66,7 +66,7 @@ def load(source: str) -> ConfigDict:
 
     Args:
       source: A path, "configs/xar_b.py", or a bare name, "xar_b", looked for in ./configs, in the
-        checkout and in the installed package.
+        checkout and in the installed package, and in all folders there.
     """
     path = _locate(source)
     try:
@@ -105,8 +105,8 @@ def beside(file: str, name: str) -> Any:
 
 
 def files(folder: Path) -> list[Path]:
-    """Returns the config files in a folder: those that define `get_config`."""
-    found = sorted(folder.glob("*.py"))
+    """Returns the config files in a folder and those inside it: they define `get_config`."""
+    found = sorted(folder.rglob("*.py"))
     return [file for file in found if "def get_config(" in file.read_text(errors="replace")]
 
 
@@ -121,9 +121,14 @@ def _locate(source: str) -> Path:
     """Returns the file that a path or a bare name stands for."""
     path = Path(source).expanduser()
     bare = path.name == source and path.suffix != ".py"
-    for file in [folder / f"{source}.py" for folder in _FOLDERS] if bare else [path]:
-        if file.is_file():
-            return file
+    if not bare and path.is_file():
+        return path
+    for folder in _FOLDERS:
+        for file in [folder / f"{path.stem}.py", *sorted(folder.rglob(f"{path.stem}.py"))]:
+            if file.is_file() and bare:
+                return file
+            if file.is_file():
+                raise ConfigError(f"There is no config {source!r}: did you mean {str(file)!r}?")
     known = sorted({file.stem for folder in _FOLDERS for file in files(folder)})
     near = get_close_matches(path.stem, known)
     raise ConfigError(f"There is no config {source!r}: {advice(near, known)}")

@@ -13,7 +13,7 @@ from jaxar.nn.module import params_of
 from jaxar.runs.load import TOKENIZER
 from jaxar.tree import paths
 
-NAMES = [path.stem for path in configs.files(Path(__file__).parents[1] / "configs")]
+NAMES = sorted(path.stem for path in configs.files(Path(__file__).parents[1] / "configs"))
 
 
 def shrunk(name, *overrides):

@@ -13,6 +13,7 @@ from jaxar.config import (
     ConfigError,
     check,
     differences,
+    files,
     from_json,
     load,
     override,
@@ -92,6 +93,48 @@ def test_bare_names_are_looked_for_in_order(path, tmp_path, monkeypatch):
     assert load("tiny").name == "nearer"
     with pytest.raises(ConfigError, match=r"no config 'tinny': did you mean 'tiny'\?"):
         load("tinny")
+
+
+def test_a_bare_name_is_found_in_any_folder_and_a_path_that_moved_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "image" / "small"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_lib, "_FOLDERS", (pathlib.Path("configs"),))
+    (folder / "tiny.py").write_text(FILE)
+    assert load("tiny").name == "tiny"
+    with pytest.raises(ConfigError, match=r"did you mean 'configs/image/small/tiny.py'\?"):
+        load("configs/tiny.py")
+
+
+def test_configs_share_lines_of_a_file_that_is_no_config(tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "image"
+    folder.mkdir(parents=True)
+    (tmp_path / "configs" / "common.py").write_text("def named(c, name): c.name = name")
+    lines = "from jaxar.config import beside\ncommon = beside(__file__, 'common')\n"
+    named = FILE.replace('config.name = "tiny"', 'common.named(config, "shared")')
+    (folder / "tiny.py").write_text(lines + named)
+    assert load(str(folder / "tiny.py")).name == "shared"
+    assert [file.stem for file in files(tmp_path / "configs")] == ["tiny"]
+    monkeypatch.setattr(config_lib, "_FOLDERS", (tmp_path / "configs",))
+    with pytest.raises(ConfigError, match=r"choose from tiny\."):
+        load("zzz")
+    with pytest.raises(ConfigError, match=r"no function get_config"):
+        load("common")
+    (folder / "tiny.py").write_text(lines.replace("'common'", "'shared'"))
+    with pytest.raises(ConfigError, match=r"There is no shared.py beside"):
+        load("tiny")
+
+
+def test_no_config_of_the_project_repeats_another():
+    """What many configs say is said in configs/common.py."""
+    lines = {}
+    for file in files(ROOT / "configs"):
+        code = file.read_text().split("def get_config", 1)[1].splitlines()[1:]
+        lines[file.stem] = {line.strip() for line in code if len(line.strip()) > 16}
+    for name, own in lines.items():
+        for other, theirs in lines.items():
+            if name < other:
+                assert len(own & theirs) <= max(8, min(len(own), len(theirs)) / 2), (name, other)
 
 
 def test_a_config_can_start_from_another(path, tmp_path):

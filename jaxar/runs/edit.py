@@ -5,6 +5,7 @@ kept ones as they see all tokens drawn before them. A token is kept if the mask 
 the token stands for. Source: FoundationVision/VAR, arXiv 2404.02905, section 5.3 (zero-shot tasks).
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,12 +146,19 @@ def _examples(model: Model) -> tuple[np.ndarray, list[int]]:
     """Returns the first example of each class, up to `config.sample.classes`, and the classes."""
     if model.autoencoder is not None:
         raise ConfigError("Name the images to edit: --source=FILE.png, or several with commas.")
-    changes = {"split": "held_out"} if model.config.data.get("split") else {}
-    source = open_source(model.config, **changes)
+    source = _held_out(model.config)
     classes, first = np.unique(source.labels(), return_index=True)
     first, classes = first[: model.config.sample.classes], classes[: model.config.sample.classes]
     rows = [source.read(int(i), np.random.default_rng(0))["data"] for i in first]
     return np.stack(rows), [int(c) for c in classes]
+
+
+def _held_out(config: Any) -> Any:
+    """Returns the held-out examples of a config's data, or all where no split has that name."""
+    if config.data.get("split"):
+        with contextlib.suppress(ConfigError):
+            return open_source(config, split="held_out")
+    return open_source(config)
 
 
 def _read(files: Sequence[str], shape: tuple[int, int, int]) -> tuple[np.ndarray, None]:

@@ -1,15 +1,15 @@
 """VAR-d20 on ImageNet 256 x 256: 600,917,136 parameters.
 
-Paper: arXiv 2404.02905. Published: FID 2.95, by the protocol of configs/var_d16.py, from the
+Paper: arXiv 2404.02905. Published: FID 2.95, by the protocol of var_d16, from the
 released weights:
 
-    python -m jaxar.main --config=configs/var_d20.py --mode=evaluate --weights=var_d20.pth \
+    python -m jaxar.main --config=var_d20 --mode=evaluate --weights=var_d20.pth \
         --tokenizer=vae_ch160v4096z32.pth --reference=VIRTUAL_imagenet256_labeled.npz \
         --network=weights-inception-2015-12-05-6726825d.pth
 
 Train on features that --mode=encode has cached, as there:
 
-    python -m jaxar.main --config=configs/var_d20.py --tokenizer=vae_ch160v4096z32.pth \
+    python -m jaxar.main --config=var_d20 --tokenizer=vae_ch160v4096z32.pth \
         --config.data.path=/data/imagenet_features
 """
 

@@ -4,7 +4,7 @@ Data: 36 symbols in eight faces, 32 x 32, one channel. An image is 129 codes of 
 from 2 x 2 to 8 x 8. Expect, on glyphs of another seed, a mean absolute error of 0.067 in [-1, 1],
 where a blank image has 0.24, and 19.1 dB; docs/tokenizers.md has the figures of each level.
 
-    python -m jaxar.main --config=configs/vq_glyphs.py
+    python -m jaxar.main --config=vq_glyphs
 """
 
 from jaxar.config import ConfigDict, beside, spec

@@ -5,7 +5,7 @@ FID 2.31, Inception Score 281.7 with 256 iterations, 100 diffusion steps and gui
 samples, by torch-fidelity against ADM's statistics of the training set. The command for the same
 figures from the released weights:
 
-    python -m jaxar.main --config=configs/mar_b.py --mode=evaluate --weights=checkpoint-last.pth \
+    python -m jaxar.main --config=mar_b --mode=evaluate --weights=checkpoint-last.pth \
         --tokenizer=kl16.ckpt --network=weights-inception-2015-12-05-6726825d.pth \
         --reference=adm_in256_stats.npz
 
@@ -13,7 +13,7 @@ With --config.sample.iterations=64 it is several times faster. Without guidance 
 at --config.sample.temperature=0.95. Train on latents of the KL-16 autoencoder, cached by
 --mode=encode or by the official code; 400 epochs are the release's default, 800 its final models':
 
-    python -m jaxar.main --config=configs/mar_b.py --config.data.path=/data/imagenet_latents
+    python -m jaxar.main --config=mar_b --config.data.path=/data/imagenet_latents
 """
 
 from jaxar.config import ConfigDict, beside, spec

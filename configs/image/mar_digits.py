@@ -4,7 +4,7 @@ Data: the 1,797 digits of scikit-learn at 16 x 16, as in configs/xar_digits.py. 
 pixels make 16 tokens, drawn one by one in random order. 97.4 % of 1,000 samples were recognised as
 their class after the 2,000 steps.
 
-    python -m jaxar.main --config=configs/mar_digits.py
+    python -m jaxar.main --config=mar_digits
 """
 
 from jaxar.config import ConfigDict, beside, spec

@@ -4,7 +4,7 @@ Data: the 1,797 digits of scikit-learn (UCI optical recognition of handwritten d
 Patches of 4 x 4 pixels make a 4 x 4 grid of tokens, drawn on three scales.
 99.3 % of 1,000 samples were recognised as their class after the 1,500 steps.
 
-    python -m jaxar.main --config=configs/flowar_digits.py
+    python -m jaxar.main --config=flowar_digits
 """
 
 from jaxar.config import ConfigDict, beside, spec

@@ -4,7 +4,7 @@ Data: the 1,442 training digits of scikit-learn at 16 x 16. An image is 30 codes
 from 1 x 1 to 4 x 4. Expect, on the 355 held-out digits, a mean absolute error of 0.064 in [-1, 1],
 where a blank image has 0.474, and 24.3 dB; docs/tokenizers.md has the figures of each level.
 
-    python -m jaxar.main --config=configs/vq_digits.py
+    python -m jaxar.main --config=vq_digits
 """
 
 from jaxar.config import ConfigDict, load, spec

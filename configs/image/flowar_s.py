@@ -5,13 +5,13 @@ Published: FID 3.70, Inception Score 235.1, in the table of the XYZFlow paper. T
 samples this model with guidance 4.3, its eval.sh with 4.2. The released code makes a model of
 exactly this size; the paper rounds it to 170M. From the released weights:
 
-    python -m jaxar.main --config=configs/flowar_s.py --mode=evaluate --weights=FlowAR-S.pth \
+    python -m jaxar.main --config=flowar_s --mode=evaluate --weights=FlowAR-S.pth \
         --tokenizer=kl16.ckpt --network=weights-inception-2015-12-05-6726825d.pth \
         --reference=adm_in256_stats.npz
 
 Train on latents of MAR's KL-16 autoencoder, cached by --mode=encode or by the official code:
 
-    python -m jaxar.main --config=configs/flowar_s.py --config.data.path=/data/imagenet_latents
+    python -m jaxar.main --config=flowar_s --config.data.path=/data/imagenet_latents
 
 The release encodes random crops of 256 from images resized to 288, anew in every epoch, where the
 cache holds centre crops and their mirror images. It trains in float32: its readme warns of NaN

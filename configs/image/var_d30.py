@@ -1,15 +1,15 @@
 """VAR-d30 on ImageNet 256 x 256: 2,010,020,356 parameters.
 
 Paper: arXiv 2404.02905. Published: FID 1.97, and 1.80 with rejection sampling, by the protocol of
-configs/var_d16.py, from the released weights:
+var_d16, from the released weights:
 
-    python -m jaxar.main --config=configs/var_d30.py --mode=evaluate --weights=var_d30.pth \
+    python -m jaxar.main --config=var_d30 --mode=evaluate --weights=var_d30.pth \
         --tokenizer=vae_ch160v4096z32.pth --reference=VIRTUAL_imagenet256_labeled.npz \
         --network=weights-inception-2015-12-05-6726825d.pth
 
 Train on features that --mode=encode has cached, as there:
 
-    python -m jaxar.main --config=configs/var_d30.py --tokenizer=vae_ch160v4096z32.pth \
+    python -m jaxar.main --config=var_d30 --tokenizer=vae_ch160v4096z32.pth \
         --config.data.path=/data/imagenet_features
 """
 

@@ -5,7 +5,7 @@ Paper: "Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale
 1.5 there: the weight less one), the 900 most likely codes and 96 % of the probability. The command
 for the same figure from the released weights:
 
-    python -m jaxar.main --config=configs/var_d16.py --mode=evaluate --weights=var_d16.pth \
+    python -m jaxar.main --config=var_d16 --mode=evaluate --weights=var_d16.pth \
         --tokenizer=vae_ch160v4096z32.pth --reference=VIRTUAL_imagenet256_labeled.npz \
         --network=weights-inception-2015-12-05-6726825d.pth
 
@@ -13,9 +13,9 @@ Train on features of the released tokenizer, cached by --mode=encode; the same t
 into codes. The release crops at random from images 1.125 times as large, the cache holds their
 middle.
 
-    python -m jaxar.main --config=configs/var_d16.py --mode=encode --source=/data/imagenet/train \
+    python -m jaxar.main --config=var_d16 --mode=encode --source=/data/imagenet/train \
         --tokenizer=vae_ch160v4096z32.pth --output=/data/imagenet_features
-    python -m jaxar.main --config=configs/var_d16.py --tokenizer=vae_ch160v4096z32.pth \
+    python -m jaxar.main --config=var_d16 --tokenizer=vae_ch160v4096z32.pth \
         --config.data.path=/data/imagenet_features
 """
 

@@ -1,12 +1,12 @@
 """A small VAR on real handwritten digits: from pictures to pictures in minutes on two CPU cores.
 
-The tokenizer of configs/vq_digits.py makes 30 codes of a digit, on grids from 1 x 1 to 4 x 4.
+The tokenizer of vq_digits makes 30 codes of a digit, on grids from 1 x 1 to 4 x 4.
 99.8 % of 1,000 samples were recognised as their class after the 600 steps.
 
-    python -m jaxar.main --config=configs/vq_digits.py
-    python -m jaxar.main --config=configs/var_digits.py --mode=encode \
+    python -m jaxar.main --config=vq_digits
+    python -m jaxar.main --config=var_digits --mode=encode \
         --source='digits(split="train", size=16)' --output=runs/digit_features
-    python -m jaxar.main --config=configs/var_digits.py
+    python -m jaxar.main --config=var_digits
 """
 
 from jaxar.config import ConfigDict, beside, load, spec

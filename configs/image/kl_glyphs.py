@@ -4,7 +4,7 @@ Data: 36 symbols in eight faces, 32 x 32, one channel. A latent of 4 numbers sta
 pixels. Expect pictures that a glance cannot tell from the data: on glyphs of another seed a mean
 absolute error of 0.025 in [-1, 1], where a blank image has 0.25, and 28 dB.
 
-    python -m jaxar.main --config=configs/kl_glyphs.py
+    python -m jaxar.main --config=kl_glyphs
 """
 
 from jaxar.config import ConfigDict, beside, spec

@@ -1,15 +1,15 @@
 """VAR-d36 on ImageNet 512 x 512: 2,353,893,904 parameters.
 
-Paper: arXiv 2404.02905. Published: FID 2.63, by the protocol of configs/var_d16.py, from the
+Paper: arXiv 2404.02905. Published: FID 2.63, by the protocol of var_d16, from the
 released weights:
 
-    python -m jaxar.main --config=configs/var_d36.py --mode=evaluate --weights=var_d36.pth \
+    python -m jaxar.main --config=var_d36 --mode=evaluate --weights=var_d36.pth \
         --tokenizer=vae_ch160v4096z32.pth --reference=VIRTUAL_imagenet512.npz \
         --network=weights-inception-2015-12-05-6726825d.pth
 
 Train on features that --mode=encode has cached from images of 512 x 512:
 
-    python -m jaxar.main --config=configs/var_d36.py --tokenizer=vae_ch160v4096z32.pth \
+    python -m jaxar.main --config=var_d36 --tokenizer=vae_ch160v4096z32.pth \
         --config.data.path=/data/imagenet_features_512
 """
 
