@@ -17,6 +17,9 @@ from benchmarks.pipe import Worker
 SEARCH = 3
 """Rounds of each setting in the search."""
 
+HOPELESS = 3
+"""A setting whose first runs take this many times the fastest setting's is not tried further."""
+
 Run = tuple[Worker, str]
 """A worker, and the request that has it work."""
 
@@ -104,9 +107,13 @@ class Side:
                 if self.prepare(worker, setting)["device"] != "cpu":
                     return setting, {}
                 runs.append((worker, "run"))
-            times = [rounds.median for rounds in alternate(runs, SEARCH)]
-        best = min(range(len(times)), key=times.__getitem__)
-        return self.settings[best], dict(zip(map(str, self.settings), times, strict=True))
+            first = [min(worker.ask(ask, count=1)["seconds"] for _ in "12") for worker, ask in runs]
+            hopeful = [i for i, time in enumerate(first) if time <= HOPELESS * min(first)]
+            rounds = alternate([runs[i] for i in hopeful], SEARCH)
+        times = {i: times.median for i, times in zip(hopeful, rounds, strict=True)}
+        best = min(times, key=times.__getitem__)
+        tried = {str(s): times.get(i, first[i]) for i, s in enumerate(self.settings)}
+        return self.settings[best], tried
 
 
 def alternate(runs: Sequence[Run], rounds: int) -> list[Rounds]:
