@@ -107,13 +107,13 @@ class Side:
                 if self.prepare(worker, setting)["device"] != "cpu":
                     return setting, {}
                 runs.append((worker, "run"))
-            first = [min(worker.ask(ask, count=1)["seconds"] for _ in "12") for worker, ask in runs]
-            hopeful = [i for i, time in enumerate(first) if time <= HOPELESS * min(first)]
+            times = [min(worker.ask(ask, count=1)["seconds"] for _ in "12") for worker, ask in runs]
+            hopeful = [i for i, time in enumerate(times) if time <= HOPELESS * min(times)]
             rounds = alternate([runs[i] for i in hopeful], SEARCH)
-        times = {i: times.median for i, times in zip(hopeful, rounds, strict=True)}
-        best = min(times, key=times.__getitem__)
-        tried = {str(s): times.get(i, first[i]) for i, s in enumerate(self.settings)}
-        return self.settings[best], tried
+        for i, spent in zip(hopeful, rounds, strict=True):
+            times[i] = spent.median
+        best = min(hopeful, key=times.__getitem__)
+        return self.settings[best], dict(zip(map(str, self.settings), times, strict=True))
 
 
 def alternate(runs: Sequence[Run], rounds: int) -> list[Rounds]:
