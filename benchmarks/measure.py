@@ -42,6 +42,22 @@ class Rounds:
         """Returns median, least and most, as JSON keeps them."""
         return {"median": self.median, "least": self.least, "most": self.most}
 
+    def interval(self, coverage: float = 0.95) -> dict[str, float]:
+        """Returns the ends of an interval for the median, `low` and `high`, and its `coverage`.
+
+        The ends are the kth least and the kth most value, for the largest k whose interval has the
+        coverage; the whole range, with less coverage, where the rounds are too few. It holds for
+        independent rounds of any distribution: how many lie below the median is binomial.
+        Source: Hahn and Meeker, Statistical Intervals (1991), section 5.2.
+
+        Args:
+          coverage: Probability that the interval holds the median, in (0, 1).
+        """
+        count, ordered, k = len(self.values), sorted(self.values), 1
+        while _coverage(count, k + 1) >= coverage:
+            k += 1
+        return {"low": ordered[k - 1], "high": ordered[-k], "coverage": _coverage(count, k)}
+
 
 def seconds(run: Run, rounds: int, *, least: float = LEAST) -> Rounds:
     """Returns the seconds of one run, measured in rounds of several; see `in_turns`."""
@@ -75,6 +91,11 @@ def runs_a_round(one: float, least: float = LEAST) -> int:
 def ratios(over: Sequence[float], under: Sequence[float]) -> Rounds:
     """Returns over / under of each round."""
     return Rounds(tuple(a / b for a, b in zip(over, under, strict=True)))
+
+
+def _coverage(count: int, k: int) -> float:
+    """Returns the chance that a median lies between the kth least and kth most of `count`."""
+    return 1 - 2 * sum(math.comb(count, below) for below in range(k)) / 2**count
 
 
 def _timed(run: Run, count: int) -> float:

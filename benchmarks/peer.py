@@ -1,19 +1,22 @@
 """jaxar and the official PyTorch code at the same work, in alternating rounds.
 
-Each side is a worker process; while one computes, the other waits for its pipe. So both meet the
-same load of the machine, and each has its own peak of memory. Ratios are taken round by round.
+Each side is a worker process; while one computes, the other is stopped. So both meet the same load
+of the machine, and each has its own peak of memory. Ratios are taken round by round.
 """
 
+import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import cores
-from benchmarks.measure import Rounds, ratios, runs_a_round
+from benchmarks import machine
+from benchmarks.measure import Rounds, ratios
 from benchmarks.pipe import BenchmarkError, Worker
+from benchmarks.sides import Setting, Side, alternate, of_jax, of_torch
 
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
-"""Threads of the side that waits must not turn in circles on the other's cores."""
+LOOPS = {"train": ("run", "run_released"), "sample": ("run",)}
+"""Requests of the official side for each kind: training without its logging, and as released."""
 
 
 def sizes(config: Any) -> dict[str, Any]:
@@ -72,7 +75,11 @@ def compare(
     compiled: bool,
     rounds: int,
 ) -> dict[str, Any]:
-    """Returns times, ratio and memory of both sides; see `peaks` for the memory.
+    """Returns times, ratios and memory of both sides.
+
+    `ratio` is of the official time over ours, above 1 where jaxar is faster: in training that of
+    the official loop without its logging; `released` has that of the loop as released. See `peaks`
+    for the memory.
 
     Args:
       config: The whole config.
@@ -91,56 +98,76 @@ def compare(
         raise BenchmarkError(
             f"--peer={checkout} holds no models/xar.py: give a checkout of OliverRensu/xAR."
         )
-    other = sizes(config)
     same = {"what": what, "batch": config.batch_size, "compiled": compiled}
-    with (
-        Worker("jaxar", [sys.executable, "-m", "benchmarks.worker"], ENVIRONMENT) as ours,
-        Worker(
-            "the official code",
-            [python, "-m", "benchmarks.peer_worker", str(checkout.resolve())],
-            ENVIRONMENT,
-        ) as theirs,
-    ):
+    ours = Side(
+        "jaxar",
+        [sys.executable, "-m", "benchmarks.worker"],
+        {**same, "config": name, "fields": fields},
+        of_jax(machine.cores()),
+    )
+    theirs = Side(
+        "the official code",
+        [python, "-m", "benchmarks.peer_worker", str(checkout.resolve())],
+        {**same, "dtype": config.model.dtype, "sizes": sizes(config)},
+        of_torch(machine.cores()),
+    )
+    found = [side.search() for side in (ours, theirs)]
+    report = measured((ours, theirs), [setting for setting, _ in found], LOOPS[what], rounds)
+    for side, (setting, tried) in zip(("ours", "peer"), found, strict=True):
+        report[side] |= {"setting": str(setting), "tried": tried}
+    return {"config": config.name, "fields": fields, **same, **report}
+
+
+def measured(
+    sides: Sequence[Side], settings: Sequence[Setting], loops: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """Returns what new workers of both sides need in rounds, and how quiet the machine was.
+
+    Args:
+      sides: jaxar's and the official one.
+      settings: Theirs.
+      loops: Requests of the official side; ratios are of each.
+      rounds: How many of each.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(side.worker(setting))
+            for side, setting in zip(sides, settings, strict=True)
+        ]
         facts = [
-            ours.ask("prepare", **same, config=name, fields=fields),
-            theirs.ask("prepare", **same, dtype=config.model.dtype, threads=cores(), sizes=other),
+            side.prepare(worker, setting)
+            for side, worker, setting in zip(sides, workers, settings, strict=True)
         ]
-        pair = (ours, theirs)
-        times = alternate(pair, rounds)
-        sides = [
-            {**fact, "memory": peaks(worker), "time": spent.facts(), "rounds": list(spent.values)}
-            for fact, worker, spent in zip(facts, pair, times, strict=True)
+        share, before = machine.others(), _processor(workers)
+        own, *official = alternate(
+            [(workers[0], "run"), *((workers[1], loop) for loop in loops)], rounds
+        )
+        others = share(_processor(workers) - before)
+        found = [
+            {**fact, "memory": peaks(worker), "waiting": worker.ask("processor")["waiting"]}
+            for fact, worker in zip(facts, workers, strict=True)
         ]
-    ratio = ratios(times[1].values, times[0].values)
+    ratio, *released = [_ratio(times, own) for times in official]
     return {
-        "config": config.name,
-        "fields": fields,
-        "what": what,
-        "batch": config.batch_size,
-        "compiled": compiled,
-        "ours": sides[0],
-        "peer": sides[1],
-        "ratio": ratio.facts(),
+        "ours": {**found[0], **_times(own)},
+        "peer": {**found[1], **_times(official[0])},
+        "ratio": ratio,
+        "released": {**_times(official[1]), "ratio": released[0]} if released else None,
+        "others": others,
     }
 
 
-def alternate(pair: tuple[Worker, Worker], rounds: int) -> tuple[Rounds, Rounds]:
-    """Returns the seconds of one run of each worker, measured in alternating rounds.
+def _processor(workers: Sequence[Worker]) -> float:
+    return sum(worker.ask("processor")["whole"] for worker in workers)
 
-    Which one begins changes from round to round. The peak of memory in rounds begins anew
-    after the runs that warm up.
-    """
-    counts = []
-    for worker in pair:
-        worker.ask("run", count=1)
-        counts.append(runs_a_round(worker.ask("run", count=1)["seconds"], least=1.0))
-        worker.ask("memory", again=True)
-    spent: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds):
-        for index in (0, 1) if number % 2 == 0 else (1, 0):
-            answer = pair[index].ask("run", count=counts[index])
-            spent[index].append(answer["seconds"] / counts[index])
-    return Rounds(tuple(spent[0])), Rounds(tuple(spent[1]))
+
+def _times(rounds: Rounds) -> dict[str, Any]:
+    return {"time": rounds.facts(), "rounds": list(rounds.values)}
+
+
+def _ratio(official: Rounds, own: Rounds) -> dict[str, float]:
+    found = ratios(official.values, own.values)
+    return {**found.facts(), **found.interval()}
 
 
 def peaks(worker: Worker) -> dict[str, Any]:

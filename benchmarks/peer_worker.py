@@ -3,8 +3,9 @@
     python -m benchmarks.peer_worker CHECKOUT
 
 Imports PyTorch and the checkout alone; nothing of the checkout is kept here. Training is the
-checkout's own `train_one_epoch` over batches in memory, sampling its own `sample_tokens`. On a
-machine without CUDA, `.cuda()` changes nothing.
+checkout's own parts in a loop that does not log, or its own `train_one_epoch`, which reads the loss
+of every step and keeps statistics; sampling is its own `sample_tokens`. Batches are in memory. On
+a machine without CUDA, `.cuda()` changes nothing.
 Source: OliverRensu/xAR main_mar.py, engine_xar.py, models/xar.py.
 """
 
@@ -17,6 +18,9 @@ from typing import Any
 
 from benchmarks import peer_modules
 from benchmarks.pipe import serve
+
+SCALE = 0.2325
+"""Of the latents, as the released loop scales them."""
 
 
 class Peer:
@@ -32,7 +36,7 @@ class Peer:
     def prepare(
         self, *, what: str, batch: int, dtype: str, threads: int, compiled: bool, sizes: Any
     ) -> dict[str, Any]:
-        """Makes the model; `run` then takes steps, or draws batches.
+        """Makes the model; `run` then takes steps, or draws batches. See `run_released`, too.
 
         Args:
           what: "train" or "sample".
@@ -49,7 +53,7 @@ class Peer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(self._device)
         make = {"train": self._training, "sample": self._sampling}[what]
-        self._step = make(torch, modules, model, batch, sizes, compiled)
+        self._runs = make(torch, modules, model, batch, sizes, compiled)
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
             "torch": torch.__version__,
@@ -57,11 +61,18 @@ class Peer:
         }
 
     def run(self, *, count: int) -> dict[str, Any]:
-        """Returns the seconds of `count` steps or batches, all work done."""
+        """Returns the seconds of `count` steps without logging, or of batches, all work done."""
+        return self._timed("run", count)
+
+    def run_released(self, *, count: int) -> dict[str, Any]:
+        """Returns the seconds of `count` steps of the released loop; sampling has no other loop."""
+        return self._timed("run_released", count)
+
+    def _timed(self, kind, count):
         import torch  # pyright: ignore
 
         began = time.perf_counter()
-        self._step(count)
+        self._runs[kind](count)
         if self._device == "cuda":
             torch.cuda.synchronize()
         return {"seconds": time.perf_counter() - began}
@@ -91,14 +102,28 @@ class Peer:
         data = torch.randn(batch, 2 * sizes["channels"], side, side)
         labels = torch.arange(batch) % classes
         called = torch.compile(model) if compiled else model
+        kept = (data.to(self._device), labels.to(self._device))
 
-        def steps(count):
+        def released(count):
             engine.train_one_epoch(
                 *(called, None, params, average, [(data, labels)] * count, optimizer),
                 *(torch.device(self._device), 0, scaler, None, options),
             )
 
-        return steps
+        def without_logging(count):
+            called.train(True)
+            optimizer.zero_grad()
+            for number in range(count):
+                engine.lr_sched.adjust_learning_rate(optimizer, number / count, options)
+                with torch.no_grad():
+                    latents = engine.DiagonalGaussianDistribution(kept[0]).sample().mul_(SCALE)
+                with torch.cuda.amp.autocast():
+                    loss = called(latents, kept[1])
+                scaler(loss, optimizer, clip_grad=options.grad_clip, parameters=params)
+                optimizer.zero_grad()
+                engine.update_ema(average, params, rate=options.ema_rate)
+
+        return {"run": without_logging, "run_released": released}
 
     def _sampling(self, torch, modules, model, batch, sizes, compiled):
         model.eval()
@@ -111,7 +136,7 @@ class Peer:
                 for _ in range(count):
                     model.sample_tokens(sizes["steps"], cfg=sizes["guidance"], label=labels)
 
-        return batches
+        return {"run": batches}
 
 
 def _torch(dtype: str) -> Any:
@@ -159,7 +184,14 @@ def _model(module: Any, sizes: dict[str, Any]) -> Any:
 def main() -> None:
     """Serves until standard input ends."""
     peer = Peer(sys.argv[1])
-    serve({"prepare": peer.prepare, "run": peer.run, "device_peak": peer.device_peak})
+    serve(
+        {
+            "prepare": peer.prepare,
+            "run": peer.run,
+            "run_released": peer.run_released,
+            "device_peak": peer.device_peak,
+        }
+    )
 
 
 if __name__ == "__main__":

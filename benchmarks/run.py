@@ -26,7 +26,7 @@ examples:
       --config.model.dtype=float32
       the width of xAR-B, on a small machine; any field of the config is a flag
   python -m benchmarks.run --config=xar_b --batch=64 --peer=../xAR --peer-python=../torch/bin/python
-      beside the official code, in alternating rounds
+      beside the official code, in alternating rounds, each with its fastest threads
   python -m benchmarks.run --config=xar_b --batch=64 --topology=v5e:2x2
       nothing measured: what a TPU would need, by its compiler
   python -m benchmarks.run --config=xar_digits --what=scaling
@@ -141,20 +141,21 @@ def _compared(
 ) -> dict[str, Any]:
     from benchmarks.peer import compare
 
-    reports = [
-        compare(
-            config,
-            what,
-            name=name,
-            fields=list(fields),
-            checkout=Path(flags.peer),
-            python=flags.peer_python,
-            compiled=flags.compile,
-            rounds=flags.rounds,
-        )
-        for name, config in named
-        for what in kinds
-    ]
+    reports = []
+    for name, config in named:
+        for what in kinds:
+            report = compare(
+                config,
+                what,
+                name=name,
+                fields=list(fields),
+                checkout=Path(flags.peer),
+                python=flags.peer_python,
+                compiled=flags.compile,
+                rounds=flags.rounds,
+            )
+            reports.append(report)
+            print(f"compared {table.name(report)} {what}", flush=True)
     print(table.peers(reports))
     return {"peers": reports}
 

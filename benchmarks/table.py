@@ -47,24 +47,51 @@ COLUMNS: dict[str, Callable[[Report], str]] = {
 
 
 def peers(reports: Sequence[Report]) -> str:
-    """Returns the table of comparisons with the official code."""
-    titles = ("config", "what", "batch", "jaxar", "official", "ratio", "peak memory", "in rounds")
+    """Returns the table of comparisons with the official code, and a line on how each was made."""
+    titles = ("config", "what", "batch", "rounds", "jaxar", "official", "ratio")
+    titles += ("as released", "its ratio", "peak memory", "in rounds")
     rows = []
     for r in reports:
-        sides = (r["ours"], r["peer"])
+        sides, released = (r["ours"], r["peer"]), r["released"] or {"time": None, "ratio": None}
         whole = "device" if sides[0]["memory"]["device"] else "whole"
         rows.append(
             [
                 name(r) + ", official compiled" * r["compiled"],
                 r["what"],
                 str(r["batch"]),
+                str(len(sides[0]["rounds"])),
                 *(spread(side["time"]) for side in sides),
-                f"{r['ratio']['median']:.2f} ({r['ratio']['least']:.2f} to "
-                f"{r['ratio']['most']:.2f})",
+                interval(r["ratio"]),
+                spread(released["time"]),
+                interval(released["ratio"]),
                 *(" / ".join(size(s["memory"][kind]) for s in sides) for kind in (whole, "since")),
             ]
         )
-    return render(titles, rows)
+    lines = [f"{name(r)} {r['what']}: {made(r)}" for r in reports]
+    return "\n".join([render(titles, rows), PEER_NOTES, *lines])
+
+
+PEER_NOTES = (
+    "official: without its logging; ratio: official / jaxar, the median of the rounds and the "
+    "interval of that median."
+)
+
+
+def made(report: Report) -> str:
+    """Returns how a comparison was made: settings, those tried, and how quiet the machine was."""
+    words = [f"interval of {share(report['ratio']['coverage'])}"]
+    for title, side in (("jaxar", report["ours"]), ("official", report["peer"])):
+        tried = ", ".join(f"{key}: {length(time)}" for key, time in side["tried"].items())
+        words.append(f"{title} with {side['setting']} (tried: {tried or 'nothing'})")
+        words.append(f"{side['waiting']:.2f} s of processor time while it waited")
+    return "; ".join([*words, f"other work took {share(report['others'])} of the machine"])
+
+
+def interval(ratio: Mapping[str, float] | None) -> str:
+    """Returns "1.25 (1.2 to 1.31)", or a dash where there is no such ratio."""
+    if ratio is None:
+        return "-"
+    return f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})"
 
 
 def ceilings(found: Report) -> str:
@@ -116,10 +143,15 @@ def spread(time: Mapping[str, Any] | None) -> str:
     if time is None:
         return "-"
     median, least, most = (time[key] for key in ("median", "least", "most"))
-    factor, unit = (1.0, "s") if median >= 1 else (1e3, "ms")
     if least == most:
-        return f"{median * factor:.3g} {unit}"
-    return f"{median * factor:.3g} {unit} ({least * factor:.3g} to {most * factor:.3g})"
+        return length(median)
+    factor = 1.0 if median >= 1 else 1e3
+    return f"{length(median)} ({least * factor:.3g} to {most * factor:.3g})"
+
+
+def length(seconds: float) -> str:
+    """Returns a time in seconds or milliseconds: "12.3 ms"."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def number(value: float | int | None) -> str:

@@ -3,6 +3,7 @@
 python -m benchmarks.worker
 """
 
+import os
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ class Own:
     """One program of one config."""
 
     def prepare(
-        self, *, what: str, config: str, fields: list[str], batch: int, compiled: bool
+        self, *, what: str, config: str, fields: list[str], batch: int, threads: int, compiled: bool
     ) -> dict[str, Any]:
         """Compiles the program; `run` then takes steps, or draws batches.
 
@@ -22,8 +23,10 @@ class Own:
           config: A file of configs/, or its bare name.
           fields: Fields set, "model.width=128".
           batch: Images in a step or sampling.
+          threads: Of the CPU.
           compiled: Not used: this program always is.
         """
+        os.environ["NPROC"] = str(threads)  # read by XLA when JAX makes its client
         from benchmarks import programs
 
         self._program = programs.make(programs.load(config, fields, batch), what)

@@ -1,12 +1,30 @@
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import pytest
 
-from benchmarks import floors, host, measure, peer, profile, programs, run, scaling, table
+from benchmarks import (
+    floors,
+    host,
+    machine,
+    measure,
+    peer,
+    profile,
+    programs,
+    run,
+    scaling,
+    sides,
+    table,
+)
 from benchmarks.ceilings import Ceilings
-from benchmarks.pipe import BenchmarkError, Worker
+from benchmarks.pipe import ROOT, BenchmarkError, Worker
+from benchmarks.sides import Setting, Side
 from jaxar import config as configs
 from jaxar.assembly import build_system
 from jaxar.parallel import sharding
@@ -141,6 +159,36 @@ def test_ratios_are_taken_round_by_round():
         "least": 1.0,
         "most": 3.0,
     }
+
+
+def test_the_interval_of_a_median_is_as_wide_as_its_coverage_asks():
+    def interval(count, coverage=0.95):
+        found = measure.Rounds(tuple(map(float, range(count)))).interval(coverage)
+        return found["low"], found["high"], pytest.approx(found["coverage"], abs=5e-4)
+
+    # By the tables of the binomial distribution: n = 9, 20 and 5, which is too few for 95 %.
+    assert interval(9) == (1, 7, 0.9609)
+    assert interval(20) == (5, 14, 0.9586)
+    assert interval(5) == (0, 4, 0.9375)
+    assert interval(1) == (0, 0, 0.0)
+    assert interval(20, 0.49) == (8, 11, 0.4966)
+
+
+def test_an_interval_holds_the_median_as_often_as_it_says():
+    draws = jax.random.exponential(jax.random.key(0), (2000, 9)).tolist()
+    found = [measure.Rounds(tuple(values)).interval() for values in draws]
+    held = sum(one["low"] <= 0.6931 <= one["high"] for one in found) / len(found)
+    assert held == pytest.approx(found[0]["coverage"], abs=0.015)
+
+
+def test_other_work_is_what_was_not_used_here(monkeypatch):
+    seconds = iter([100.0, 103.0, 103.0])
+    monkeypatch.setattr(machine, "_busy", lambda: next(seconds))
+    monkeypatch.setattr(machine.time, "perf_counter", iter([0.0, 2.0, 2.0]).__next__)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    share = machine.others()
+    assert share(1.0) == 0.5  # three seconds of two processors in two seconds, one of them ours
+    assert share(4.0) == 0.0
 
 
 def test_kinds_take_turns():
@@ -286,34 +334,53 @@ def test_what_the_official_code_cannot_do_is_said(name, words, said):
 
 
 STUB = """
-import sys, time
+import os, sys, threading, time
 from benchmarks.pipe import serve
+
+def spin():
+    while True:
+        pass
+
+if "spin" in sys.argv:
+    threading.Thread(target=spin, daemon=True).start()
 
 def prepare(**arguments):
     print("noise that is no answer")
-    return {"seen": sorted(arguments)}
+    return {"seen": sorted(arguments), "device": os.environ.get("DEVICE", "cpu")}
 
 def run(count):
     time.sleep(0.001 * count)
-    return {"seconds": 0.5 * count}
+    return {"seconds": 0.5 * count * float(os.environ.get("SLOWNESS", "1"))}
 
 def fail():
     raise ValueError("no such thing")
 
-serve({"prepare": prepare, "run": run, "fail": fail, "device_peak": lambda: {"peak": None}})
+serve({
+    "prepare": prepare,
+    "run": run,
+    "run_released": lambda count: {"seconds": 1.0 * count},
+    "fail": fail,
+    "device_peak": lambda: {"peak": None},
+})
 """
 
 
 @pytest.fixture
-def stub(tmp_path):
+def stub_file(tmp_path):
     file = tmp_path / "stub.py"
     file.write_text(STUB)
-    with Worker("the stub", [sys.executable, str(file)], {}) as worker:
+    return str(file)
+
+
+@pytest.fixture
+def stub(stub_file):
+    with Worker("the stub", [sys.executable, stub_file], {}) as worker:
         yield worker
 
 
 def test_a_worker_answers_line_by_line(stub):
-    assert stub.ask("prepare", what="train", batch=2) == {"seen": ["batch", "what"]}
+    seen = {"seen": ["batch", "what"], "device": "cpu"}
+    assert stub.ask("prepare", what="train", batch=2) == seen
     assert stub.ask("run", count=3) == {"seconds": 1.5}
     peaks = peer.peaks(stub)
     assert peaks["whole"] > 1 << 20 and peaks["device"] is None
@@ -323,8 +390,119 @@ def test_a_worker_answers_line_by_line(stub):
 
 
 def test_both_sides_take_turns(stub):
-    ours, theirs = peer.alternate((stub, stub), 3)
-    assert ours.values == theirs.values == (0.5, 0.5, 0.5)
+    times = sides.alternate([(stub, "run"), (stub, "run_released")], 3)
+    assert [one.values for one in times] == [(0.5,) * 3, (1.0,) * 3]
+
+
+def test_a_worker_that_waits_takes_no_processor_time(stub, stub_file):
+    with Worker("the spinner", [sys.executable, stub_file, "spin"], {}) as spinner:
+        spinner.ask("run", count=1000)
+        before = spinner.ask("processor")
+        stub.ask("run", count=1000)
+        after = spinner.ask("processor")
+        assert before["whole"] > 0.05  # it does spin, when it is let
+        assert after["waiting"] - before["waiting"] < 0.05
+        assert after["whole"] - before["whole"] < 0.05
+
+
+def test_a_worker_that_dies_while_it_is_stopped_is_told(stub):
+    stub.ask("run", count=1)
+    os.kill(stub.pid, signal.SIGKILL)
+    with pytest.raises(BenchmarkError, match="the stub cannot run: it ended with code -9"):
+        stub.ask("run", count=1)
+
+
+PARENT = """
+import sys
+from benchmarks.pipe import Worker
+
+command = [sys.executable, sys.argv[1], "spin"]
+with Worker("one", command, {}) as one, Worker("two", command, {}) as two:
+    one.ask("run", count=1)
+    two.ask("run", count=1)
+    print(one.pid, two.pid, flush=True)
+    two.ask("run", count=100_000)
+"""
+
+
+def _state(pid):
+    """Returns the state of a process as Linux has it: T, it is stopped; Z or none, it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the states of Linux")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_no_worker_outlives_its_parent(tmp_path, stub_file, number):
+    file = tmp_path / "parent.py"
+    file.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(file), stub_file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert parent.stdout is not None
+        pids = parent.stdout.readline().split()
+        assert len(pids) == 2 and _state(int(pids[0])) == "T"
+        parent.send_signal(number)
+        parent.wait(20)
+    finally:
+        parent.kill()
+        parent.communicate()
+    limit = time.monotonic() + 20
+    while any(_state(int(pid)) not in (None, "Z") for pid in pids):
+        assert time.monotonic() < limit, f"signal {number} leaves a worker behind"
+        time.sleep(0.05)
+
+
+def test_every_policy_is_tried_where_there_are_threads_to_wait_for():
+    assert sides.of_torch(1) == sides.of_jax(1) == [Setting(1)]
+    torch, jax_ = sides.of_torch(2), sides.of_jax(2)
+    assert torch[0] == jax_[0] == Setting(2) and torch[-1] == jax_[-1] == Setting(1)
+    assert [s.environment for s in torch[:-1]] == list(sides.POLICIES)
+    assert {s.threads for s in sides.of_torch(16)} == {1, 8, 16}
+
+
+@pytest.fixture
+def side(stub_file):
+    def make(*settings):
+        return Side("the stub", [sys.executable, stub_file], {"what": "train"}, settings)
+
+    return make
+
+
+def test_a_side_has_its_fastest_setting(side):
+    settings = [Setting(2, {"SLOWNESS": value}) for value in "9123"]
+    tried = {"SLOWNESS=9": 4.5, "SLOWNESS=1": 0.5, "SLOWNESS=2": 1.0, "SLOWNESS=3": 1.5}
+    expected = {f"2 threads, {words}": time for words, time in tried.items()}
+    assert side(*settings).search() == (settings[1], expected)
+
+
+def test_nothing_is_searched_on_an_accelerator(side):
+    settings = [Setting(2, {"DEVICE": "a GPU"}), Setting(1, {"SLOWNESS": "0.1"})]
+    assert side(*settings).search() == (settings[0], {})
+
+
+def test_a_comparison_has_both_loops_and_how_it_was_made(side):
+    pair, settings = (side(), side()), (Setting(1), Setting(2, {"SLOWNESS": "1.5"}))
+    report = peer.measured(pair, settings, peer.LOOPS["train"], 6)
+    assert report["ratio"]["median"] == report["ratio"]["low"] == 1.5
+    assert report["released"]["ratio"]["median"] == 2.0
+    assert report["ratio"]["coverage"] == 1 - 2 / 2**6
+    assert report["ours"]["waiting"] < 0.1
+    for name in ("ours", "peer"):
+        report[name] |= {"setting": "1 thread", "tried": {"1 thread": 0.5}}
+    what = {"config": "xar_b", "fields": [], "what": "train", "batch": 4, "compiled": False}
+    lines = table.peers([{**what, **report}]).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")]
+    assert cells[4:10] == ["6", "500 ms", "750 ms", "1.5 (1.5 to 1.5)", "1 s", "2 (2 to 2)"]
+    assert "interval of 96.9%; jaxar with 1 thread (tried: 1 thread: 500 ms)" in lines[-1]
+    only = peer.measured(pair, settings, peer.LOOPS["sample"], 1)
+    assert only["released"] is None
 
 
 def test_the_last_words_of_a_worker_are_told(tmp_path):
