@@ -23,7 +23,7 @@ from jaxar.runs.abilities import can
 from jaxar.runs.model import sampler
 from jaxar.training.memory import state_shardings
 from jaxar.training.step import compile_step, training_of
-from launch.programs import count_operations
+from launch.programs import count_operations, frozen_zeros
 
 
 @dataclasses.dataclass(frozen=True)

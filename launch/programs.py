@@ -216,7 +216,7 @@ def state_sizes(config: Any, devices: Sequence[Any], kind: str) -> Callable[[dic
     """Returns the function from mesh sizes to the bytes of state on one device."""
     ready = setup.prepare(config, devices=devices)
     if kind == "train":
-        state = table.on_devices(config, table.state_shapes(config, complete(ready)))
+        state = table.on_devices(config, table.state_shapes(config, ready.system))
     else:
         state = jax.eval_shape(ready.system.init, jax.random.key(0))
     return lambda sizes: table.bytes_per_device(state, sharding.mesh_sizes(sizes, len(devices)))

@@ -9,8 +9,9 @@ import pytest
 import jaxar
 from jaxar import config as configs
 from jaxar import tree
-from jaxar.api import setup, training
 from jaxar.data.latents import LatentRecords
+from jaxar.runs import setup
+from jaxar.runs import train as training
 from tests.stored.make import CACHES, EXPORTS, RUNS, next_losses, shown, unpack
 
 STORED = Path(__file__).parent / "stored"
@@ -29,7 +30,7 @@ def version(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_loaded_and_goes_on_with_the_same_losses(version, name, monkeypatch):
     """Not bit for bit: other processors add in another order, and so may other versions of XLA."""
-    monkeypatch.setattr(training, "draw", lambda *_, **__: None)  # pictures take time
+    monkeypatch.setattr(training, "_draw", lambda *_, **__: None)  # pictures take time
     expected = EXPECTED[version][name]
     model = jaxar.load(name)
     np.testing.assert_allclose(shown(model), expected["shown"], rtol=1e-4, atol=1e-4)

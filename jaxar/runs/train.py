@@ -12,7 +12,7 @@ from jaxar.parallel import distributed
 from jaxar.runs import picture, reconstruct, sample
 from jaxar.runs.abilities import can
 from jaxar.runs.command import Command
-from jaxar.runs.load import CONFIG, load_autoencoder, require_same_run
+from jaxar.runs.load import CONFIG, load_autoencoder, load_frozen, require_same_run
 from jaxar.runs.model import Autoencoder, Model
 from jaxar.runs.result import Evaluation, write_result
 from jaxar.runs.setup import default_workdir, describe, open_source, prepare

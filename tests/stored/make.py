@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import tests.conftest  # noqa: F401 - before JAX: the programs are those of the tests
+from jaxar.runs.abilities import can
 from tests.shrink import shrunk
 
 STEPS, NEXT = 4, 8
@@ -98,7 +99,7 @@ def images() -> np.ndarray:
 
 def shown(model) -> list[float]:
     """Returns values of what a model samples for `LABELS`, or reconstructs of `images`."""
-    if model.system.shows == "samples":
+    if can(model.system, "sample"):
         made = model.sample(LABELS, seed=0)
     else:
         made = model.system.reconstruct(model.params, images())
@@ -109,7 +110,7 @@ def shown(model) -> list[float]:
 def next_losses(workdir: str | Path) -> list[float]:
     """Returns the losses of the steps that follow when the run in `workdir` goes on to `NEXT`."""
     from jaxar import config as configs
-    from jaxar.api.training import train
+    from jaxar.runs.train import train
     from jaxar.training.progress import read_history
 
     config = configs.from_json((Path(workdir) / "config.json").read_text())
