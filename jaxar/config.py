@@ -24,7 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxar import completion
+from jaxar import completion, migrations
 from jaxar.errors import ConfigError, advice
 from jaxar.signatures import EMPTY, TYPES, require_whole
 from jaxar.trust import OWN, named, require_trusted, trusting
@@ -76,7 +76,7 @@ def load(source: str) -> ConfigDict:
         config = module["get_config"]()
         if not isinstance(config, ConfigDict):
             raise ConfigError(f"get_config() must return a ConfigDict, not {config!r}.")
-        return _completed(_plain(config))
+        return _completed(migrations.migrated(_plain(config)))
     except ConfigError as error:
         if str(path) in str(error):  # it comes through a file that loads itself
             raise
@@ -154,9 +154,11 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         key = key.strip().removeprefix("--").removeprefix("config.")
         if not equals:
             raise ConfigError(f"{assignment!r} has no '=': write field=value, such as steps=1000.")
+        key = _present(tree, key)
         group, field = _find(tree, key)
         was = completion.sampling(tree)
         group[field] = _read(key, text.strip(), None if key in free else group[field])
+        migrations.migrated(tree, fill=False)  # of parts, "cell(...)", and their arguments
         tree = completion.complete(_without_old(tree, was))
     return _completed(tree)
 
@@ -165,6 +167,12 @@ def _without_old(tree: dict[str, Any], was: frozenset[str]) -> dict[str, Any]:
     """Returns a config without settings of sampling that were those of a part it no longer has."""
     old = was - completion.sampling(tree)
     return {**tree, "sample": {k: v for k, v in tree["sample"].items() if k not in old}}
+
+
+def _present(tree: dict[str, Any], key: str) -> str:
+    """Returns a key, or what it is called now if the config has only that."""
+    known, now = {path for path, _ in _nodes(tree)}, migrations.key(key)
+    return now if key not in known and now in known else key
 
 
 def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
@@ -324,23 +332,27 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as JSON with sorted keys; `from_json` gives back an equal config."""
-    return json.dumps(_plain(config), indent=2, sort_keys=True)
+    """Returns the config and its format as sorted JSON; `from_json` gives back an equal config."""
+    return json.dumps({"format": migrations.FORMAT, **_plain(config)}, indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    """Returns the locked config that `to_json` wrote, completed. Arrays become tuples.
+def from_json(text: str, source: str | Path = "The config") -> ConfigDict:
+    """Returns the locked config that `to_json` of any version wrote; `source` names it in errors.
+
+    Arrays become tuples, older names those of now, and what is missing gets its default.
 
     Raises:
-      ConfigError: it is no config, or names an own part that is not trusted (`trusting`).
+      ConfigError: it is no config, a newer version wrote it, or it names an own part that is not
+        trusted (`trusting`).
     """
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"The config is not JSON: {error}.") from error
+        raise ConfigError(f"{source} is not JSON: {error}.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"The config must be a JSON object, not {tree!r}.")
-    tree = _plain(tree)
+        raise ConfigError(f"{source} must be a JSON object, not {tree!r}.")
+    since = migrations.format_of(tree, source)
+    tree = migrations.migrated(_plain({k: tree[k] for k in tree if k != "format"}), since)
     require_trusted(_nodes(tree))
     return _completed(tree)
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxar"
 ORDER = (
     ("typing",),
     ("errors", "tree"),
-    ("checks", "signatures", "trust"),
+    ("checks", "signatures", "trust", "migrations"),
     ("registry",),
     ("completion",),
     ("config", "console", "files"),
@@ -81,7 +81,9 @@ def test_systems_import_rooms_and_declared_bases_alone():
                 assert (path.stem, words[3]) in BASES, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("part", ["core", "flow", "parallel", "system", "heads", "schemes"])
+@pytest.mark.parametrize(
+    "part", ["migrations", "core", "flow", "parallel", "system", "heads", "schemes"]
+)
 def test_only_nn_knows_flax(part):
     for path in FILES:
         if part_of(path) == part:

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import axes, sharding
 from jaxar import config as configs
-from jaxar.api import loading, setup
 from jaxar.core.visibility import from_mask
 from jaxar.flow.diffusion import Diffusion
 from jaxar.nn import attention
 from jaxar.nn.module import params_of
 from jaxar.nn.rope import rotary_table
+from jaxar.parallel import axes, sharding
+from jaxar.runs import load as loading
+from jaxar.runs import setup
 from tests.shrink import shrunk, with_autoencoder
 
 SYSTEMS = ("xar_digits", "var_digits", "flowar_digits", "mar_digits")

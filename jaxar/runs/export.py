@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxar import config as configs
-from jaxar import tree
+from jaxar import migrations, tree
 from jaxar.config import ConfigError
 from jaxar.console import say
 from jaxar.files import replace_text, sha256
@@ -61,7 +61,8 @@ def export(model: Model, output: str | Path, *, result: str | Path | None = None
     hashes = {name: sha256(folder / name) for name in weights}
     figures = json.loads(Path(result).read_text()) if result and Path(result).exists() else {}
     replace_text(folder / CARD, _card(model, hashes, figures))
-    facts = {"step": model.step, "origin": model.origin.facts(model.params), "files": hashes}
+    facts = {"format": migrations.FORMAT, "step": model.step}
+    facts |= {"origin": model.origin.facts(model.params), "files": hashes}
     replace_text(folder / EXPORT, json.dumps(facts, indent=2) + "\n")
     say("written", f"{', '.join([*weights, CONFIG, CARD])} to {folder}")
     return folder

@@ -1,6 +1,7 @@
 """Turns a config into system, devices and data, and checks them before any long work."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxar import assembly, registry
+from jaxar import assembly, migrations, registry
 from jaxar import config as configs
 from jaxar.config import ConfigError
 from jaxar.parallel import axes, sharding
+
+PARTS = ("autoencoder", "quantizer")
+"""Groups of a config that decide about the latents of an autoencoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +131,12 @@ def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
     """Raises ConfigError where cached latents are of another autoencoder or image size."""
     if "autoencoder" not in manifest:
         return
+    stored = migrations.migrated({part: {**manifest[part]} for part in PARTS if part in manifest})
+    stored = json.loads(json.dumps(stored))  # whose tuples are lists, as in the manifest
     changed = [
         f"{part}.{key} is {there.get(key)!r} there, {here.get(key)!r} in the config"
         for part, here in autoencoder_settings(config).items()
-        for there in [_with_defaults(part, manifest.get(part, {}), here)]
+        for there in [_with_defaults(part, stored.get(part, {}), here)]
         for key in sorted({*here, *there})
         if here.get(key) != there.get(key)
     ]
@@ -162,8 +168,7 @@ def autoencoder_settings(config: Any) -> dict[str, dict[str, Any]]:
 
     They are the fields of `config.autoencoder` and, where there is one, of `config.quantizer`.
     """
-    parts = [part for part in ("autoencoder", "quantizer") if part in config]
-    return {part: _listed(config[part]) for part in parts}
+    return {part: _listed(config[part]) for part in PARTS if part in config}
 
 
 def default_workdir(name: str) -> Path:
