@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxar import tree
-from jaxar.config import ConfigError
+from jaxar import migrations, tree
+from jaxar.config import ConfigError, format_of
 
 FOLDER = "checkpoints"
 CHUNK = 1 << 26
@@ -84,13 +84,14 @@ class Checkpoints:
         Args:
           step: Steps taken.
           state: Tree of arrays.
-          record: Small JSON-like values to find again at `record`.
+          record: Small JSON-like values to find again at `record`; "format" is added to them.
         """
         if step in self._manager.all_steps():
             return
         chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=self._chunk), state)
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state, chunked), record=ocp.args.JsonSave(record)
+            state=ocp.args.PyTreeSave(state, chunked),
+            record=ocp.args.JsonSave({**record, "format": migrations.FORMAT}),
         )
         self._manager.save(step, args=items)
 
@@ -99,9 +100,34 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns what `save` was given beside the state."""
+        """Returns what `save` was given beside the state.
+
+        Raises:
+          ConfigError: a newer version wrote it.
+        """
+        return {key: value for key, value in self._entries(step).items() if key != "format"}
+
+    def names(self, step: int) -> dict[str, str]:
+        """Returns what the leaves of a step's state are called now, by the paths they are kept at.
+
+        Raises:
+          ConfigError: a newer version wrote it.
+        """
+        return self._names(step, self._stored(step))
+
+    def _stored(self, step: int) -> Any:
+        """Returns shapes and dtypes of the state of a step, in its form and with its names."""
+        return self._manager.item_metadata(step)["state"].tree
+
+    def _names(self, step: int, stored: Any) -> dict[str, str]:
+        return migrations.state(tree.paths(stored), self._entries(step).get("format", 0))
+
+    def _entries(self, step: int) -> dict[str, Any]:
+        """Returns the stored record, compared with the formats that are known."""
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["record"]
+        entries = self._manager.restore(step, args=args)["record"]
+        format_of(entries, self.folder / str(step))
+        return entries
 
     def restore(self, step: int, shapes: Any, *, part: str | None = None) -> Any:
         """Returns the state of a step, or one part of it.
@@ -116,26 +142,35 @@ class Checkpoints:
           ConfigError: the stored tree, a shape or a dtype differs; lists every difference. Orbax
             would cast dtypes without a word.
         """
-        stored = self._manager.item_metadata(step)["state"].tree
+        stored = self._stored(step)
+        names = self._names(step, stored)
         if part and part not in stored:
             raise ConfigError(
                 f"Checkpoint {step} in {self.folder} holds converted weights, no {part!r}."
             )
-        given = stored[part] if part else stored
-        problems = tree.differences(given, shapes, dtypes=part is None)
+        kept, wanted = ({part: stored[part]}, {part: shapes}) if part else (stored, shapes)
+        given = {names[path]: leaf for path, leaf in tree.paths(kept).items()}
+        problems = tree.differences(given, wanted, dtypes=part is None)
         if problems:
             raise ConfigError(
                 f"Checkpoint {step} in {self.folder} is of another model:\n  "
                 + "\n  ".join(problems)
             )
-        wanted = {part: shapes} if part else shapes
+        if all(path == name for path, name in names.items()):
+            state = self._read(step, wanted, partial=part is not None)
+        else:
+            state = self._read(step, _under(kept, names, wanted), partial=part is not None)
+            state = _unflattened(wanted, {names[p]: leaf for p, leaf in tree.paths(state).items()})
+        return state[part] if part else state
+
+    def _read(self, step: int, wanted: Any, *, partial: bool) -> Any:
+        """Returns the arrays of a tree of shapes, which may be a part of what is stored."""
         args = ocp.args.PyTreeRestore(
             wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=part is not None,
+            partial_restore=partial,
         )
-        state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        return state[part] if part else state
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
     def close(self) -> None:
         """Waits for what is being written and frees the folder."""
@@ -164,6 +199,17 @@ def placed(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
+
+
+def _under(stored: Any, names: dict[str, str], wanted: Any) -> Any:
+    """Returns the leaves of a tree in the form, and with the names, in which they are stored."""
+    leaves, form = tree.paths(wanted), jax.tree.structure(stored)
+    return jax.tree.unflatten(form, [leaves[names[path]] for path in tree.paths(stored)])
+
+
+def _unflattened(like: Any, leaves: dict[str, Any]) -> Any:
+    """Returns leaves, given by path, as a tree of another's form."""
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in tree.paths(like)])
 
 
 def _not_about_reading(record: logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ Nothing written on a command line is ever evaluated; only the config file asked 
 import ast
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxar import migrations
 from jaxar.ranges import RULES
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -59,7 +60,7 @@ def load(source: str) -> ConfigDict:
         config = module["get_config"]()
         if not isinstance(config, ConfigDict):
             raise ConfigError(f"get_config() must return a ConfigDict, not {config!r}.")
-        return _locked(config)
+        return _locked(migrations.migrated(_plain(config)))
     except ConfigError as error:
         if str(path) in str(error):  # it comes through a file that loads itself
             raise
@@ -101,9 +102,17 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         key = key.strip().removeprefix("--").removeprefix("config.")
         if not equals:
             raise ConfigError(f"{assignment!r} has no '=': write field=value, such as steps=1000.")
+        key = _present(tree, key)
         group, field = _find(tree, key)
         group[field] = _read(key, text.strip(), None if key in free else group[field])
+        migrations.migrated(tree, fill=False)  # of parts, "cell(...)", and their arguments
     return _locked(tree)
+
+
+def _present(tree: dict[str, Any], key: str) -> str:
+    """Returns a key, or what it is called now if the config has only that."""
+    known, now = {path for path, _ in _nodes(tree)}, migrations.key(key)
+    return now if key not in known and now in known else key
 
 
 def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
@@ -268,19 +277,34 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as JSON with sorted keys; `from_json` gives back an equal config."""
-    return json.dumps(_plain(config), indent=2, sort_keys=True)
+    """Returns the config and its format as sorted JSON; `from_json` gives back an equal config."""
+    return json.dumps({"format": migrations.FORMAT, **_plain(config)}, indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    """Returns the locked config that `to_json` wrote. Arrays become tuples."""
+def from_json(text: str, source: str | Path = "The config") -> ConfigDict:
+    """Returns the locked config that `to_json` of any version wrote; `source` names it in errors.
+
+    Arrays become tuples, and older names those of now.
+    """
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"The config is not JSON: {error}.") from error
+        raise ConfigError(f"{source} is not JSON: {error}.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"The config must be a JSON object, not {tree!r}.")
-    return _locked(tree)
+        raise ConfigError(f"{source} must be a JSON object, not {tree!r}.")
+    since = format_of(tree, source)
+    return _locked(migrations.migrated(_plain({k: tree[k] for k in tree if k != "format"}), since))
+
+
+def format_of(facts: Mapping[str, Any], source: str | Path) -> int:
+    """Returns the entry "format" of what was stored, 0 without; newer ones raise ConfigError."""
+    found, known = facts.get("format", 0), migrations.FORMAT
+    if type(found) is not int or not 0 <= found <= known:
+        raise ConfigError(
+            f"{source} has format {found!r}, but this version of jaxar knows 0 to {known}: update "
+            "jaxar."
+        )
+    return found
 
 
 def render(config: ConfigDict) -> str:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxar"
 # Each part may import from itself, from parts of earlier lines, and from the leaves.
 ORDER = (
     ("typing",),
-    ("tree", "ranges"),
+    ("tree", "ranges", "migrations"),
     ("axes",),
     ("config", "keys", "console", "files"),
     ("distributed",),
@@ -28,7 +28,7 @@ ORDER = (
     ("main", ""),
 )
 LEAVES = ("sharding", "checkpoint", "data", "metrics", "convert", "picture")
-LEAVES_SEE = ("typing", "tree", "axes", "config", "files", "resize")
+LEAVES_SEE = ("typing", "tree", "migrations", "axes", "config", "files", "resize")
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -69,7 +69,9 @@ def test_imports_run_one_way(path):
             assert RANK[other] < RANK[part], f"{part} imports {other}"
 
 
-@pytest.mark.parametrize("part", ["plan", "flow", "resize", "system", "heads", "samplers"])
+@pytest.mark.parametrize(
+    "part", ["migrations", "plan", "flow", "resize", "system", "heads", "samplers"]
+)
 def test_only_nn_knows_flax(part):
     for path in FILES:
         if part_of(path) == part:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar import checkpoint, sharding, tree
+from jaxar import checkpoint, migrations, sharding, tree
 from jaxar import config as configs
 from jaxar.api.loading import CONFIG, EXPORT, MODEL, TOKENIZER, converted
 from jaxar.api.model import Model, Origin
@@ -82,7 +82,8 @@ def export(model: Model, output: str | Path, *, result: str | Path | None = None
     hashes = {name: sha256(folder / name) for name in weights}
     figures = json.loads(Path(result).read_text()) if result and Path(result).exists() else {}
     replace_text(folder / CARD, _card(model, hashes, figures))
-    facts = {"step": model.step, "origin": model.origin.facts(model.params), "files": hashes}
+    facts = {"format": migrations.FORMAT, "step": model.step}
+    facts |= {"origin": model.origin.facts(model.params), "files": hashes}
     replace_text(folder / EXPORT, json.dumps(facts, indent=2) + "\n")
     say("written", f"{', '.join([*weights, CONFIG, CARD])} to {folder}")
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxar import checkpoint, registry, sharding, tree
+from jaxar import checkpoint, migrations, registry, sharding, tree
 from jaxar import config as configs
 from jaxar.api.model import Autoencoder, Model, Origin
 from jaxar.api.setup import Prepared, default_workdir, prepare
@@ -184,7 +184,7 @@ def _from_workdir(
             f"There is no trained {name} in {folder}: train it with "
             f"`python -m jaxar.main --config={name} --workdir={folder}`, or give --weights."
         )
-    saved = configs.from_json(path.read_text())
+    saved = configs.from_json(path.read_text(), path)
     if saved.name != name:
         raise ConfigError(f"{folder} holds a run of {saved.name!r}, not of {name!r}.")
     config = configs.override(saved, overrides)
@@ -208,26 +208,33 @@ def _from_workdir(
 def _from_export(folder: Path, overrides: Sequence[str]) -> Model:
     """Returns the model of a folder that `export` wrote, its files compared with their hashes."""
     facts = json.loads((folder / EXPORT).read_text())
+    since = configs.format_of(facts, folder / EXPORT)
     for name, digest in facts["files"].items():
         if not (folder / name).exists() or sha256(folder / name) != digest:
             raise ConfigError(
                 f"{folder / name} is missing or not what was exported (SHA-256 {digest}): copy "
                 "the folder again."
             )
-    config = configs.from_json((folder / CONFIG).read_text())
+    config = configs.from_json((folder / CONFIG).read_text(), folder / CONFIG)
     if (folder / TOKENIZER).exists():
         overrides = (f"autoencoder.weights={str(folder)!r}", *overrides)
     config = configs.override(config, overrides)
     ready = prepare(config)
     shapes = jax.eval_shape(ready.system.init, jax.random.key(0))
-    params = sharding.place(_read_exported(folder / MODEL, shapes), ready.mesh)
+    params = sharding.place(_read_exported(folder / MODEL, shapes, since), ready.mesh)
     return _model(config, ready, params, origin=Origin(folder / MODEL), step=facts["step"])
 
 
-def _read_exported(path: Path, template: Any) -> Params:
-    """Returns the parameter tree of a safetensors file of ours, compared with a template."""
+def _read_exported(path: Path, template: Any, since: int) -> Params:
+    """Returns the parameter tree of a safetensors file of ours, compared with a template.
+
+    Args:
+      path: File.
+      template: Tree of shapes.
+      since: Format of the export.
+    """
     with _state(path) as state:
-        params = tree.nest({key: state[key] for key in state})
+        params = tree.nest({migrations.parameter(key, since): state[key] for key in state})
     problems = tree.differences(params, template)
     if problems:
         raise ConfigError(f"{path} is of another model:\n  " + "\n  ".join(problems))
@@ -237,11 +244,12 @@ def _read_exported(path: Path, template: Any) -> Params:
 def _autoencoder_of(folder: Path, template: Any) -> tuple[Params, Path]:
     """Returns the autoencoder's parameters in an exported folder or a run, and their file."""
     if (folder / TOKENIZER).exists():
-        return _read_exported(folder / TOKENIZER, template), folder / TOKENIZER
+        tokenizer = folder / TOKENIZER
+        return _read_exported(tokenizer, template, _format_of(folder)), tokenizer
     if (folder / EXPORT).exists():
         model = _from_export(folder, ())
     else:
-        name = configs.from_json((folder / CONFIG).read_text()).name
+        name = configs.from_json((folder / CONFIG).read_text(), folder / CONFIG).name
         model = _from_workdir(name, folder, step=None, ema=True, overrides=())
     params = model.params.get("autoencoder", {})
     problems = tree.differences(params, template)
@@ -250,6 +258,30 @@ def _autoencoder_of(folder: Path, template: Any) -> tuple[Params, Path]:
             f"{folder} does not hold the autoencoder of this config:\n  " + "\n  ".join(problems)
         )
     return params, folder
+
+
+def as_stored(folder: Path, params: Params) -> Params:
+    """Returns the parameters of an autoencoder under the paths at which its run or export has them.
+
+    A hash of parameters is one of their paths too: with these it can be compared with one that an
+    older version wrote down.
+    """
+    if (folder / EXPORT).exists():
+        prefix, since = "autoencoder/", _format_of(folder)
+        with _state(folder / MODEL) as state:
+            names = {key: migrations.parameter(key, since) for key in state}
+    else:
+        prefix, checkpoints = "ema/autoencoder/", checkpoint.Checkpoints(folder, read_only=True)
+        names = checkpoints.names(checkpoints.steps()[-1])
+        checkpoints.close()
+    stored = {now: path.removeprefix(prefix) for path, now in names.items()}
+    leaves = tree.paths(params).items()
+    return tree.nest({stored[f"{prefix}{path}"]: leaf for path, leaf in leaves})
+
+
+def _format_of(folder: Path) -> int:
+    """Returns the format of an export."""
+    return configs.format_of(json.loads((folder / EXPORT).read_text()), folder / EXPORT)
 
 
 def _is_hub_name(name: str) -> bool:

@@ -1,6 +1,7 @@
 """What a config means here: system, devices and data, all checked before any long work."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxar import assembly, axes, registry, sharding
+from jaxar import assembly, axes, migrations, registry, sharding
 from jaxar import config as configs
 from jaxar.config import ConfigError
+
+PARTS = ("autoencoder", "quantizer")
+"""Groups of a config that decide about the latents of an autoencoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +141,12 @@ def _require_same_latents(config: Any, manifest: dict[str, Any]) -> None:
     """Raises ConfigError where cached latents are of another autoencoder or of other images."""
     if "autoencoder" not in manifest:
         return
+    stored = migrations.migrated({part: {**manifest[part]} for part in PARTS if part in manifest})
+    stored = json.loads(json.dumps(stored))  # whose tuples are lists, as in the manifest
     changed = [
         f"{part}.{key} is {there.get(key)!r} there, {here.get(key)!r} in the config"
         for part, here in autoencoder_settings(config).items()
-        for there in [manifest.get(part, {})]
+        for there in [stored.get(part, {})]
         for key in sorted({*here, *there})
         if here.get(key) != there.get(key)
     ]
@@ -156,14 +162,14 @@ def autoencoder_settings(config: Any) -> dict[str, dict[str, Any]]:
 
     These are the settings of the autoencoder and, where the config has one, of its quantizer.
     """
-    parts = [part for part in ("autoencoder", "quantizer") if part in config]
     return {
         part: {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in sorted(config[part].items())
             if key != "weights"
         }
-        for part in parts
+        for part in PARTS
+        if part in config
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxar import checkpoint, distributed, picture, tree
 from jaxar import config as configs
-from jaxar.api.loading import CONFIG, attached, load_autoencoder, require_same_run
+from jaxar.api.loading import CONFIG, as_stored, attached, load_autoencoder, require_same_run
 from jaxar.api.model import Autoencoder, Model
 from jaxar.api.setup import (
     default_workdir,
@@ -22,7 +22,7 @@ from jaxar.api.setup import (
 )
 from jaxar.config import ConfigError
 from jaxar.console import say
-from jaxar.files import replace_text
+from jaxar.files import replace_text, sha256
 from jaxar.training.loop import fit
 from jaxar.training.memory import averaged
 from jaxar.training.progress import read_history
@@ -141,14 +141,26 @@ def _draw_curve(folder: Path) -> None:
 
 def _require_same_weights(config: Any, autoencoder: Autoencoder, manifest: dict[str, Any]) -> None:
     """Raises ConfigError where cached latents were made by other weights than will decode them."""
-    there = manifest.get("autoencoder_weights", {}).get("parameters_sha256")
+    facts = manifest.get("autoencoder_weights", {})
+    there = facts.get("parameters_sha256")
     here = tree.digest(autoencoder.params, distributed.gathered)
-    if there not in (None, here):
+    if there not in (None, here) and not _made_before(autoencoder, facts):
         raise ConfigError(
             f"The latents of {config.data.path} were made by an autoencoder whose parameters have "
             f"the SHA-256 {there}; those of {config.autoencoder.weights} have {here}: encode the "
             "images with these weights, or give the weights they were made by."
         )
+
+
+def _made_before(autoencoder: Autoencoder, facts: dict[str, Any]) -> bool:
+    """Returns whether a cache was made by an autoencoder whose parameters had other paths then."""
+    path = autoencoder.origin.path
+    if path is None:
+        return False
+    if path.is_file():
+        return facts.get("sha256") == sha256(path)
+    stored = as_stored(path, autoencoder.params)
+    return facts["parameters_sha256"] == tree.digest(stored, distributed.gathered)
 
 
 def _samples(models: dict[str, Model], labels: Sequence[int] | None, seed: int) -> Any:
@@ -192,7 +204,7 @@ def _remember(config: Any, folder: Path) -> None:
     """
     path = folder / CONFIG
     if path.exists() and checkpoint.exist(folder) and not checkpoint.converted(folder):
-        require_same_run(config, configs.from_json(path.read_text()), folder)
+        require_same_run(config, configs.from_json(path.read_text(), path), folder)
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, configs.to_json(config))
