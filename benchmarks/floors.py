@@ -15,6 +15,7 @@ from benchmarks import counting
 from jaxar import assembly
 from jaxar import config as configs
 from jaxar.nn.compute import Compute
+from jaxar.runs.abilities import can
 
 PLAIN = dataclasses.asdict(Compute(attention="dense"))
 """How networks compute when they are counted: whole vectors are not filled up."""
@@ -32,7 +33,7 @@ def least(config: Any, what: str) -> float | None:
     """
     config = _plain(config)
     system = assembly.build_system(config)
-    if what == "sample" and system.shows != "samples":
+    if what == "sample" and not can(system, "sample"):
         return None
     program = _gradient(system) if what == "train" else _sampler(system, config)
     return counting.operations(*program)

@@ -161,6 +161,18 @@ def test_equal_loops_share_what_depends_on_the_turn_alone():
     )
 
 
+def test_loops_with_as_many_turns_in_each_other_stay_apart():
+    def run(x, w):
+        turns = jnp.arange(7, dtype=jnp.float32)
+
+        def inner(i):
+            return lambda y, j: (y + ((i * 8 + j) * x) @ w + (j * x) @ w, None)
+
+        return lax.scan(lambda y, i: lax.scan(inner(i), y, turns), jnp.zeros((5, 6)), turns)[0]
+
+    assert operations(run, X, W) == (49 - 1 + 7 - 1) * ONE  # 0 x costs nothing
+
+
 def test_a_loop_of_unknown_length_counts_once():
     def run(x, w):
         return lax.while_loop(lambda x: x.sum() > 0, lambda x: jnp.sin(x @ w), x)

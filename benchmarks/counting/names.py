@@ -3,6 +3,8 @@
 A name is a hash of how a value was made. It is given to each example of a batch by itself: the
 leading axis is cut into equal groups of rows, and a group has the name of the value that it would
 be alone. So the class of an image costs once whether it stands in a pass with "no class" or not.
+Loops with as many turns are one here: what follows from the turn in the same way is the same in
+all of them, as the embedded times of a solver are for every entity.
 """
 
 from typing import Any

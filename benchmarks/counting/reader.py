@@ -15,7 +15,6 @@ from benchmarks.counting.products import COSTS, cost, cost_of_each
 from benchmarks.counting.values import (
     Amount,
     Debt,
-    Loop,
     Value,
     all_loops,
     complete,
@@ -33,16 +32,16 @@ class Reader:
     """What was read so far.
 
     Attributes:
-      bill: Operations of each value, by its name and the loops in whose turns it is another; with
-        an axis for each of these loops, of length 1 where all turns cost the same.
-      loops: Loops around the place where the reader is.
+      bill: Operations of each value, by its name and the turns of the loops in which it changes,
+        with an axis for each of them, of length 1 where all turns cost the same.
+      turns: Of the loops around the place where the reader is, the outermost first.
       active: Whether a turn of them comes here, with an axis for each.
       share: Of what is computed here that is needed.
     """
 
     def __init__(self):
-        self.bill: dict[tuple[int, tuple[Loop, ...]], Amount] = {}
-        self.loops: list[Loop] = []
+        self.bill: dict[tuple[int, tuple[int, ...]], Amount] = {}
+        self.turns: list[int] = []
         self.active = np.ones(())
         self.share = 1.0
 
@@ -50,17 +49,16 @@ class Reader:
     def total(self) -> float:
         """Operations of all values."""
         return 0.0 + sum(
-            float(summed(amount, 0, math.prod(turns for turns, _ in loops)))
-            for (_, loops), amount in self.bill.items()
+            float(summed(amount, 0, math.prod(turns))) for (_, turns), amount in self.bill.items()
         )
 
-    def pay(self, names: Sequence[int], loops: Iterable[Loop], amount: Amount) -> None:
+    def pay(self, names: Sequence[int], loops: Iterable[int], amount: Amount) -> None:
         """Enters what a value costs: the most that is asked of it anywhere."""
-        apart = [axis for axis, loop in enumerate(self.loops) if loop in loops]
-        others = tuple(axis for axis in range(len(self.loops)) if axis not in apart)
+        others = tuple(loop for loop in range(len(self.turns)) if loop not in loops)
         amount = (amount * self.active).max(axis=others) / len(names)
+        turns = tuple(self.turns[loop] for loop in sorted(loops))
         for name in names:
-            key = name, tuple(self.loops[axis] for axis in apart)
+            key = name, turns
             self.bill[key] = np.maximum(self.bill.get(key, 0.0), amount)
 
     def settle(self, values: Iterable[Value]) -> list[Value]:
@@ -68,7 +66,7 @@ class Reader:
         values = list(values)
         for value in values:
             for debt in value.debts:
-                amount = debt.each * unknown_elements(value, len(self.loops))
+                amount = debt.each * unknown_elements(value, len(self.turns))
                 self.pay(debt.names, debt.loops, amount)
         return [value._replace(debts=()) for value in values]
 
@@ -79,7 +77,7 @@ class Reader:
 
         def value(atom: Any) -> Value:
             if hasattr(atom, "val"):  # a number in the program's text
-                return constant(np.asarray(atom.val, atom.aval.dtype), len(self.loops))
+                return constant(np.asarray(atom.val, atom.aval.dtype), len(self.turns))
             return values[atom]
 
         for equation in jaxpr.eqns:
@@ -89,7 +87,7 @@ class Reader:
 
     def call(self, function: Any, inputs: list[Value]) -> list[Value]:
         """Returns the results of a function that an equation holds, with constants or without."""
-        consts = [constant(array, len(self.loops)) for array in getattr(function, "consts", ())]
+        consts = [constant(array, len(self.turns)) for array in getattr(function, "consts", ())]
         return self.read(getattr(function, "jaxpr", function), consts, inputs)
 
     def equation(self, equation: Any, values: list[Value]) -> list[Value]:
@@ -116,7 +114,7 @@ class Reader:
         kept = [
             v if passing and math.prod(v.shape) == size else self.settle([v])[0] for v in values
         ]
-        depth, loops, names = len(self.loops), all_loops(values), named(equation, values)
+        depth, loops, names = len(self.turns), all_loops(values), named(equation, values)
         known = known_results(equation, values, depth)
         debts = sum((value.debts for value in kept), ())
         if not all(map(complete, known)):
@@ -140,11 +138,10 @@ class Reader:
 
     def scan(self, equation: Any, values: list[Value]) -> list[Value]:
         """Returns the results of a loop, whose body is read once for all turns."""
-        values, params, depth = self.settle(values), equation.params, len(self.loops)
+        values, params, depth = self.settle(values), equation.params, len(self.turns)
         body, turns, carried = params["jaxpr"], params["length"], params["num_carry"]
         first, last = params["num_consts"], params["num_consts"] + carried
-        loop = turns, sum(turns == other for other, _ in self.loops)
-        made, inside = (loop, id(body), tuple(v.names for v in values)), all_loops(values) | {loop}
+        made, inside = (id(body), tuple(v.names for v in values)), all_loops(values) | {depth}
         given = [
             v if v.known is None else v._replace(known=np.expand_dims(v.known, depth))
             for v in values[:first]
@@ -153,23 +150,23 @@ class Reader:
             known = counter(params, number, v)
             given.append(Value(v.shape, new_names((made, number), v.shape), inside, known))
         for v in values[last:]:
-            names = new_names((loop, v.names), v.shape[1:])
-            given.append(Value(v.shape[1:], names, v.loops | {loop}, v.known))
-        found, results = self._turns_of(loop, body, given), []
+            names = new_names(("one of", turns, v.names), v.shape[1:])
+            given.append(Value(v.shape[1:], names, v.loops | {depth}, v.known))
+        found, results = self._inside(turns, body, given), []
         for number, (v, variable) in enumerate(zip(found, equation.outvars, strict=True)):
-            seed = (made, "after", number) if number < carried else (loop, "all", v.names)
+            seed = (made, "after", number) if number < carried else ("all of", turns, v.names)
             known = None if number < carried else v.known
             names = new_names(seed, variable.aval.shape)
-            results.append(Value(variable.aval.shape, names, v.loops - {loop}, known))
+            results.append(Value(variable.aval.shape, names, v.loops - {depth}, known))
         return results
 
-    def _turns_of(self, loop: Loop, body: Any, given: list[Value]) -> list[Value]:
+    def _inside(self, turns: int, body: Any, given: list[Value]) -> list[Value]:
         """Returns the results of a loop's body, with its axis."""
         active = self.active
-        self.loops.append(loop)
+        self.turns.append(turns)
         self.active = active[..., None]
         found = self.settle(self.call(body, given))
-        self.loops.pop()
+        self.turns.pop()
         self.active = active
         return found
 

@@ -7,13 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Loop = tuple[int, int]
-"""A loop around a value: its turns, and how many loops with as many turns are around it.
-
-Loops in different places that have the same number of turns are the same loop here: the i-th turn
-of one and of the other make the same of what is the same.
-"""
-
 Amount = np.ndarray | float
 """Elements or operations, with an axis for each loop around; a number where all turns are alike."""
 
@@ -26,12 +19,12 @@ class Debt(NamedTuple):
 
     Attributes:
       names: Of the product.
-      loops: Loops in each of whose turns it is another.
+      loops: Loops that change it, by their number among those around, the outermost first.
       each: Operations of one element.
     """
 
     names: tuple[int, ...]
-    loops: frozenset[Loop]
+    loops: frozenset[int]
     each: float
 
 
@@ -41,7 +34,7 @@ class Value(NamedTuple):
     Attributes:
       shape: Of the value in one turn of all loops around it.
       names: One for each of the equal groups into which the leading axis is cut; see `names`.
-      loops: Loops in each of whose turns it is another.
+      loops: Loops that change it, by their number among those around, the outermost first.
       known: Its elements, with an axis for each loop around it in front; any axis along which
         nothing changes may have length 1. NaN where an element of a float array is not known;
         None where none is.
@@ -50,7 +43,7 @@ class Value(NamedTuple):
 
     shape: tuple[int, ...]
     names: tuple[int, ...]
-    loops: frozenset[Loop] = frozenset()
+    loops: frozenset[int] = frozenset()
     known: np.ndarray | None = None
     debts: tuple[Debt, ...] = ()
 
@@ -70,7 +63,7 @@ def new_names(seed: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(hash((seed, row)) for row in range(rows))
 
 
-def all_loops(values: Any) -> frozenset[Loop]:
+def all_loops(values: Any) -> frozenset[int]:
     """Returns the loops in which any of the values changes."""
     return frozenset().union(*(value.loops for value in values))
 
