@@ -11,6 +11,7 @@ import pytest
 
 from jaxar import config
 from jaxar.assembly import build_system
+from jaxar.core.condition import Label
 from jaxar.core.plan import cell
 from jaxar.nn.module import params_of
 from jaxar.systems.image.xar import BUFFERS, ROWS, XAR, from_state_dict
@@ -24,7 +25,7 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 @pytest.fixture(scope="module")
 def template():
     cells = cell((4, 4), height=2, width=2)
-    make = functools.partial(XAR, cells, 3, 5, width=8, depth=(2, 3), heads=2)
+    make = functools.partial(XAR, cells, 3, Label(5), width=8, depth=(2, 3), heads=2)
     return params_of(jax.eval_shape(lambda key: make(key=key), jax.random.key(0)))
 
 

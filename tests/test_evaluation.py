@@ -183,7 +183,7 @@ def test_what_an_evaluation_lacks_is_found_before_training(words, message, tmp_p
     ],
 )
 def test_evaluations_check_their_fields(part):
-    with pytest.raises(ConfigError, match=f"{list(part)[1]} must be at least"):
+    with pytest.raises(ConfigError, match=f"{list(part)[1]} must be a whole number of at least"):
         registry.build("evaluation", part)
 
 

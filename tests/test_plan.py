@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.config import ConfigDict, ConfigError, override, spec
+from jaxar.config import ConfigError, read_spec, spec
 from jaxar.core.plan import (
     Plan,
     block,
@@ -212,15 +212,15 @@ PLAN_WORDS = {
 
 @pytest.mark.parametrize("words", PLAN_WORDS)
 def test_a_config_names_plans_of_any_rank(words):
-    config = override(ConfigDict({"plan": spec("token")}), [f"plan={words}"])
-    assert build("plan", config.plan, (4, 16, 16)) == PLAN_WORDS[words]
+    part = read_spec("config.plan", words, spec("token"))
+    assert build("plan", part, (4, 16, 16)) == PLAN_WORDS[words]
 
 
 @pytest.mark.parametrize("words", ["clip(frames=3)", "cell(height=2, width=2)", "subsample"])
 def test_a_config_with_an_impossible_plan_is_refused(words):
-    config = override(ConfigDict({"plan": spec("token")}), [f"plan={words}"])
+    part = read_spec("config.plan", words, spec("token"))
     with pytest.raises(ConfigError, match=r"config\.plan: "):
-        build("plan", config.plan, (4, 16, 16))
+        build("plan", part, (4, 16, 16))
 
 
 STORED = {

@@ -320,7 +320,9 @@ def as_stored(folder: Path, params: Params) -> Params:
 
 
 def _format_of(folder: Path) -> int:
-    """Returns the format of an export."""
+    """Returns the format of an export; weights that nothing stands beside have today's names."""
+    if not (folder / EXPORT).exists():
+        return migrations.FORMAT
     return migrations.format_of(json.loads((folder / EXPORT).read_text()), folder / EXPORT)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxar.checks import one_of, require, truth, whole
 from jaxar.nn.layers import DTYPES
@@ -71,7 +71,7 @@ def kept_in(tree: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: x.astype(DTYPES[dtype]) if _floating(x) else x, tree)
 
 
-def state_shardings(state: Any, mesh: Mesh, memory: Memory) -> Any:
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh, memory: Memory) -> Any:
     """Returns the shardings of a `TrainState` between steps."""
     places = shardings(state, mesh)
     if not memory.offload_ema:

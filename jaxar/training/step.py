@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxar.core.random import key_for
 from jaxar.core.task import Task
@@ -103,6 +103,31 @@ def make_step(
     return step
 
 
+def jitted_step(
+    step: TrainStep,
+    state: TrainState,
+    frozen: Frozen,
+    mesh: Mesh | AbstractMesh,
+    memory: Memory = PLAIN,
+) -> jax.stages.Wrapped:
+    """Returns the step jitted for a state and batches on the mesh; the state's memory is reused.
+
+    Args:
+      step: See `make_step`.
+      state: The state or its shapes.
+      frozen: Parameters of frozen networks or their shapes, by name.
+      mesh: Device mesh; an abstract one is enough for lowering.
+      memory: Memory options of the step.
+    """
+    places = state_shardings(state, mesh, memory)
+    return jax.jit(
+        step,
+        in_shardings=(places, shardings(frozen, mesh), batch_sharding(mesh)),
+        out_shardings=(places, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def compile_step(
     step: TrainStep,
     state: TrainState,
@@ -111,7 +136,7 @@ def compile_step(
     mesh: Mesh,
     memory: Memory = PLAIN,
 ) -> jax.stages.Compiled:
-    """Returns the step compiled for these shapes on the mesh; the state's memory is reused.
+    """Returns the step compiled for these shapes on the mesh; see `jitted_step`.
 
     Args:
       step: See `make_step`.
@@ -121,13 +146,7 @@ def compile_step(
       mesh: Device mesh.
       memory: Memory options of the step.
     """
-    places = state_shardings(state, mesh, memory)
-    jitted = jax.jit(
-        step,
-        in_shardings=(places, shardings(frozen, mesh), batch_sharding(mesh)),
-        out_shardings=(places, replicated(mesh)),
-        donate_argnums=0,
-    )
+    jitted = jitted_step(step, state, frozen, mesh, memory)
     with jax.set_mesh(mesh):
         compiled = jitted.lower(state, frozen, batch).compile()
     trim()
