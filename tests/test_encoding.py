@@ -226,7 +226,7 @@ def test_codes_need_the_tokenizer_that_made_their_cache(discrete, tmp_path):
             r"\(16, 16, 1\).*256, 256, 3",
         ),
         (["--config=xar_b", "--source=folder(path='x',flip=True)", "TOKENIZER"], "leave it out"),
-        (["--config=xar_b", "--source=glyphs(siez=16)", "TOKENIZER"], "no field 'data.siez'"),
+        (["--config=xar_b", "--source=glyphs(siez=16)", "TOKENIZER"], "mean '--source.size'"),
         (["--config=xar_b"], "needs --source"),
     ],
 )

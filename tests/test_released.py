@@ -94,7 +94,7 @@ def test_weights_of_another_model_are_refused(files, tmp_path):
         jaxar.load("xar_b", weights=files[0], tokenizer=files[0], overrides=TINY)
     with pytest.raises(ConfigError, match=r"no nowhere\.ckpt, where the autoencoder's weights"):
         jaxar.load("xar_b", weights=files[0], tokenizer="nowhere.ckpt", overrides=TINY)
-    with pytest.raises(ConfigError, match="autoencoder has no choice .unknown."):
+    with pytest.raises(ConfigError, match=r"autoencoder has no choice .unknown."):
         jaxar.load("kl_glyphs", weights=files[0], overrides=["model.name=unknown"])
 
 

@@ -9,6 +9,7 @@ from jaxar import checkpoint, main
 from jaxar.config import ConfigError, from_json, load, override, to_json, trusting
 from jaxar.data.source import Digits
 from jaxar.runs import load as loading
+from jaxar.runs import setup
 from jaxar.runs import train as training
 
 OWN = "own_package.parts:Digits"
@@ -125,6 +126,15 @@ def test_a_run_goes_on_by_a_config_that_names_its_parts(run, package, monkeypatc
         training._remember(load("xar_digits"), run)
     assert not package.exists()
     training._remember(override(load("xar_digits"), [f"data={OWN}"]), run)
+
+
+@pytest.mark.parametrize(
+    "autoencoder", [{"name": OWN}, {"name": "kl", "width": {"name": OWN}}], ids=["name", "inside"]
+)
+def test_a_cache_of_latents_imports_nothing(package, autoencoder):
+    with pytest.raises(ConfigError, match="do not fit this config"):
+        setup._require_same_latents(load("xar_b"), {"autoencoder": autoencoder})
+    assert not package.exists()
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Recognition:
         if self.reference == "data":
             return open_source(config, **changes)
         part = configs.read_spec("config.evaluation.reference", self.reference, config.data)
-        source = registry.build("data", {**part, **changes})
+        source = registry.build("data", {**part, **changes}, where="evaluation.reference")
         if source.num_classes != config.num_classes:
             raise ConfigError(
                 f"config.evaluation.reference has {source.num_classes} classes, the config "

@@ -141,9 +141,9 @@ def _open_images(config: Any, source: str | Path | Any, network: Any) -> Any:
     if source.name in ("folder", "tfds"):
         source = configs.spec(**{"flip": False, "size": size, **source})
     try:
-        images = registry.build("data", source)
+        images = registry.build("data", source, where="--source")
     except ConfigError as error:
-        raise ConfigError(str(error).replace("config.data", "--source", 1)) from error
+        raise ConfigError(str(error).replace("config.--source", "--source", 1)) from error
     wanted = (*size, network.image_channels)
     if tuple(images.shape) != wanted:
         raise ConfigError(

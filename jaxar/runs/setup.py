@@ -14,6 +14,7 @@ from jaxar import assembly, migrations, registry
 from jaxar import config as configs
 from jaxar.config import ConfigError
 from jaxar.parallel import axes, sharding
+from jaxar.signatures import EMPTY
 
 PARTS = ("autoencoder", "quantizer")
 """Groups of a config that decide about the latents of an autoencoder."""
@@ -151,7 +152,8 @@ def _with_defaults(part: str, there: dict[str, Any], here: dict[str, Any]) -> di
     """Returns the settings of a cache with the defaults of those that it was written without."""
     if there.get("name") != here["name"]:  # which nobody has vouched for
         return there
-    return {**_listed(registry.part(part, there, part)), **there}
+    defaults = registry.part(part, {"name": here["name"]}, part)  # looks up nothing of `there`
+    return {**{k: v for k, v in _listed(defaults).items() if v is not EMPTY}, **there}
 
 
 def _listed(part: Any) -> dict[str, Any]:
