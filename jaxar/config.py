@@ -12,22 +12,21 @@ spells it out, and a field that no part has is refused wherever it is written.
 Nothing written on a command line is ever evaluated; only the config file asked for is run.
 """
 
-import ast
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
-from types import NoneType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxar import completion, migrations
+from jaxar import completion, migrations, words
 from jaxar.errors import ConfigError, advice
-from jaxar.signatures import EMPTY, TYPES, require_whole
-from jaxar.trust import OWN, named, require_trusted, trusting
+from jaxar.signatures import EMPTY, require_whole
+from jaxar.trust import named, require_trusted, trusting
 
 __all__ = [
     "ConfigDict",
@@ -49,8 +48,6 @@ __all__ = [
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (Path("configs"), _PACKAGE / "configs", _PACKAGE.parent / "configs")
-# What reading hostile text with `ast` can raise.
-_MALFORMED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)
 
 
 def spec(name: str, **arguments: Any) -> ConfigDict:
@@ -123,14 +120,16 @@ def _locate(source: str) -> Path:
     bare = path.name == source and path.suffix != ".py"
     if not bare and path.is_file():
         return path
+    name = source if bare else path.stem
     for folder in _FOLDERS:
-        for file in [folder / f"{path.stem}.py", *sorted(folder.rglob(f"{path.stem}.py"))]:
+        found = (file for file in files(folder) if file.stem == name)
+        for file in [folder / f"{name}.py", *found]:
             if file.is_file() and bare:
                 return file
             if file.is_file():
                 raise ConfigError(f"There is no config {source!r}: did you mean {str(file)!r}?")
     known = sorted({file.stem for folder in _FOLDERS for file in files(folder)})
-    near = get_close_matches(path.stem, known)
+    near = get_close_matches(name, known)
     raise ConfigError(f"There is no config {source!r}: {advice(near, known)}")
 
 
@@ -157,7 +156,7 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         key = _present(tree, key)
         group, field = _find(tree, key)
         was = completion.sampling(tree)
-        group[field] = _read(key, text.strip(), None if key in free else group[field])
+        group[field] = words.read(key, text.strip(), None if key in free else group[field])
         migrations.migrated(tree, fill=False)  # of parts, "cell(...)", and their arguments
         tree = completion.complete(_without_old(tree, was))
     return _completed(tree)
@@ -196,9 +195,6 @@ def _nearest(key: str, paths: list[str]) -> list[str]:
     return [path for path, name in zip(paths, names, strict=True) if name in near]
 
 
-# Words.
-
-
 def read_spec(field: str, text: str, like: ConfigDict) -> ConfigDict:
     """Returns the part that words describe: a name, `token`, or a call, `cell(height=4, width=4)`.
 
@@ -207,125 +203,7 @@ def read_spec(field: str, text: str, like: ConfigDict) -> ConfigDict:
       text: The words.
       like: A part of the kind, to show in errors.
     """
-    return ConfigDict(_read_part(field, text, _plain(like)))
-
-
-def _read(key: str, text: str, present: Any) -> Any:
-    """Returns the value that a text means where the present value is of the type wanted."""
-    if isinstance(present, dict):
-        return _read_part(key, text, present)
-    if isinstance(present, tuple):
-        return _read_tuple(key, text, present)
-    wanted, reader = _READERS[type(present)]
-    try:
-        return reader(text)
-    except ValueError:
-        raise ConfigError(f"{key} must be {wanted}, not {text!r}.") from None
-
-
-def _read_part(key: str, text: str, present: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part that a name, `token`, or a call, `cell(height=4, width=4)`, describes."""
-    if "name" not in present:
-        field = next(iter(present), "field")
-        raise ConfigError(f"{key} is a group: set its fields one by one, such as {key}.{field}=...")
-    own = OWN.match(text.strip())
-    short = f"own{text.strip()[own.end() :]}" if own else text
-    try:
-        match ast.parse(short, mode="eval").body:
-            case ast.Name(id=name):
-                return {"name": own.group() if own else name}
-            case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-                return {"name": own.group() if own else name, **_arguments(keywords)}
-        raise ValueError(text)
-    except _MALFORMED:
-        form = ", ".join(f"{k}={v!r}" for k, v in present.items() if k != "name")
-        like = present["name"] if present["name"] is not EMPTY else "name"
-        raise ConfigError(
-            f"{key} must be a name or a call of it with literal keyword arguments, such as "
-            f"{like}({form}), not {text!r}."
-        ) from None
-
-
-def _arguments(keywords: list[ast.keyword]) -> dict[str, Any]:
-    """Returns literal arguments by name."""
-    given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
-    if len(given) < len(keywords) or given.keys() & {"None", "name"}:  # None is **mapping
-        raise ValueError(given)
-    return given
-
-
-def _read_tuple(key: str, text: str, present: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns a tuple of any length from `(8, 8)`, `[8, 8]` or `8, 8`, items typed as present."""
-    try:
-        body = ast.parse(text, mode="eval").body
-    except _MALFORMED:
-        raise ConfigError(f"{key} must be a tuple such as {present!r}, not {text!r}.") from None
-    items = body.elts if isinstance(body, ast.Tuple | ast.List) else [body]
-    like = [*present[: len(items)], *present[-1:] * len(items)] or [None] * len(items)
-    return tuple(
-        _read(f"{key}[{i}]", ast.get_source_segment(text, item) or "", like[i])
-        for i, item in enumerate(items)
-    )
-
-
-def _read_bool(text: str) -> bool:
-    """Returns the truth of a word, in any case."""
-    if text.lower() in ("true", "yes", "on", "1"):
-        return True
-    if text.lower() in ("false", "no", "off", "0"):
-        return False
-    raise ValueError(text)
-
-
-def _read_int(text: str) -> int:
-    """Returns a whole number, also from "2_048" and "1e3"."""
-    try:
-        return int(text)
-    except ValueError:
-        number = _read_float(text)
-        if not number.is_integer():
-            raise
-        return int(number)
-
-
-def _read_float(text: str) -> float:
-    """Returns a finite number."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
-
-
-def _read_str(text: str) -> str:
-    """Returns the text, without the quotes if it has them."""
-    try:
-        value = ast.literal_eval(text) if text[:1] in ("'", '"') else text
-    except _MALFORMED:
-        return text
-    return value if isinstance(value, str) else text
-
-
-def _read_any(text: str) -> Any:
-    """Returns the literal or truth word that a text is, or else the text."""
-    if text.lower() == "none":
-        return None
-    for reader in (ast.literal_eval, _read_bool):
-        try:
-            value = reader(text)
-        except _MALFORMED:
-            continue
-        if isinstance(value, (NoneType, int, float, str, tuple, list)):
-            return value
-    return text
-
-
-_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
-    bool: (TYPES[bool], _read_bool),
-    int: (TYPES[int], _read_int),
-    float: (TYPES[float], _read_float),
-    str: (TYPES[str], _read_str),
-    NoneType: ("a literal", _read_any),
-}
+    return ConfigDict(words.read_part(field, text, _plain(like)))
 
 
 # Text.
@@ -412,7 +290,7 @@ def _setting(path: str, value: Any) -> Any:
     """Returns a leaf whose kind can be written down and read back."""
     if isinstance(value, tuple | list):
         return tuple(_setting(path, item) for item in value)
-    if type(value) not in _READERS:
+    if type(value) not in words.READERS:
         raise ConfigError(
             f"{path} must be None, bool, int, float, str or a tuple of them, not {value!r}."
         )

@@ -13,7 +13,7 @@ ORDER = (
     ("errors", "tree"),
     ("checks", "signatures", "trust", "migrations"),
     ("registry",),
-    ("completion",),
+    ("completion", "words"),
     ("config", "console", "files"),
     ("parallel",),
     ("core",),

@@ -104,6 +104,11 @@ def test_a_bare_name_is_found_in_any_folder_and_a_path_that_moved_is_named(tmp_p
     assert load("tiny").name == "tiny"
     with pytest.raises(ConfigError, match=r"did you mean 'configs/image/small/tiny.py'\?"):
         load("configs/tiny.py")
+    (folder / "tiny.v2.py").write_text(FILE.replace('"tiny"', '"second"'))
+    assert load("tiny.v2").name == "second"
+    for hostile in ("**", "*", "[", "", ".", ".."):
+        with pytest.raises(ConfigError, match="There is no config"):
+            load(hostile)
 
 
 def test_configs_share_lines_of_a_file_that_is_no_config(tmp_path, monkeypatch):
@@ -120,7 +125,7 @@ def test_configs_share_lines_of_a_file_that_is_no_config(tmp_path, monkeypatch):
         load("zzz")
     with pytest.raises(ConfigError, match=r"no function get_config"):
         load("common")
-    (folder / "tiny.py").write_text(lines.replace("'common'", "'shared'"))
+    (folder / "tiny.py").write_text(lines.replace("'common'", "'shared'") + named)
     with pytest.raises(ConfigError, match=r"There is no shared.py beside"):
         load("tiny")
 
